@@ -1,0 +1,271 @@
+"""Every setting of the recognizer and the node, with its unit, range and meaning.
+
+The dataclasses below are the one source: the node declares its parameters from them, a test holds
+`config/vpr.yaml`, the launch file and the README's table equal to them, and the offline tools build
+the same objects. A parameter's name is `group.field` (`matching.top_k`), or the bare field at the
+top level (`mode`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hashvpr_ros.errors import ConfigError
+
+# When a parameter may change: at any time; while the node is unconfigured; only at start-up.
+LIVE, CONFIGURE, START = "live", "configure", "start"
+
+
+def _setting(
+    default: Any,
+    doc: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    change: str = CONFIGURE,
+) -> Any:
+    meta = {
+        "doc": doc, "unit": unit, "low": low, "high": high, "choices": choices, "change": change,
+    }
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Which network runs, and on what."""
+
+    path: str = _setting("", "Model file: .onnx, or .engine/.plan. Empty: the lite model of the package.")
+    providers: list[str] = _setting(
+        [],
+        "ONNX Runtime execution providers in order of preference; those not installed are passed "
+        "over. Empty: CUDA where it is installed, else the CPU.",
+    )
+    threads: int = _setting(0, "CPU threads of the runtime. 0: one per core.", low=0, high=256)
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """Where places are kept."""
+
+    path: str = _setting(
+        "~/.ros/hashvpr.vprmap",
+        "File of the map, made when it does not exist (not in mode localization). Empty: kept in "
+        "memory and lost at the end.",
+    )
+    session: str = _setting("", "Name of the session that is recorded. Empty: a new UUID.")
+    commit_period_s: float = _setting(
+        1.0, "Longest time that a keyframe may wait to be written; a crash loses no more.",
+        unit="s", low=0.0, high=60.0,
+    )
+    thumbnail_px: int = _setting(
+        160, "Longer side of the JPEG kept with each keyframe. 0: none is kept.",
+        unit="px", low=0, high=640,
+    )
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """How candidates are found, ordered and accepted."""
+
+    top_k: int = _setting(
+        100, "Candidates taken by Hamming distance and re-ranked by the float features.",
+        low=1, high=1000, change=LIVE,
+    )
+    max_hypotheses: int = _setting(5, "Hypotheses published per image.", low=1, high=100, change=LIVE)
+    exclude_recent_s: float = _setting(
+        30.0, "Keyframes of the same session younger than this are not candidates (mode slam).",
+        unit="s", low=0.0, high=86400.0, change=LIVE,
+    )
+    target_precision: float = _setting(
+        0.99, "A match is accepted as a loop closure when it is right with at least this probability.",
+        low=0.5, high=1.0, change=LIVE,
+    )
+    sequence_length: int = _setting(
+        5, "Preceding images of the same camera that are asked whether they agree.",
+        low=1, high=100, change=CONFIGURE,
+    )
+    min_sequence_support: float = _setting(
+        0.6, "Share of the preceding images that must agree before a match is accepted. 0: one "
+        "image is enough.",
+        low=0.0, high=1.0, change=LIVE,
+    )
+
+
+@dataclass(frozen=True)
+class KeyframeConfig:
+    """Which images become keyframes."""
+
+    min_distance_m: float = _setting(
+        0.5, "With poses: a new keyframe after this distance, or",
+        unit="m", low=0.0, high=1000.0, change=LIVE,
+    )
+    min_angle_rad: float = _setting(
+        0.35, "with poses: after this turn.", unit="rad", low=0.0, high=math.pi, change=LIVE,
+    )
+    min_period_s: float = _setting(
+        0.5, "Without poses: no keyframe sooner than this after the last,",
+        unit="s", low=0.0, high=3600.0, change=LIVE,
+    )
+    min_novelty_bits: int = _setting(
+        40, "without poses: and only when its code differs from the last keyframe's by this much,",
+        unit="bits", low=0, high=512, change=LIVE,
+    )
+    max_period_s: float = _setting(
+        10.0, "without poses: or this much time has passed. 0: never for that reason.",
+        unit="s", low=0.0, high=86400.0, change=LIVE,
+    )
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Where images come from."""
+
+    image_topics: list[str] = _setting(["image"], "Image topics, one per camera.")
+    camera_names: list[str] = _setting(
+        [], "Names of the cameras, in the order of the topics. Empty: the topics' names.",
+    )
+    compressed: bool = _setting(
+        False, "Subscribe to sensor_msgs/CompressedImage on <topic>/compressed instead of Image.",
+    )
+    stale_after_s: float = _setting(
+        5.0, "Diagnostics warn when no image has come for this long.",
+        unit="s", low=0.1, high=3600.0, change=LIVE,
+    )
+
+
+@dataclass(frozen=True)
+class PoseConfig:
+    """Where the poses of keyframes come from."""
+
+    source: str = _setting(
+        "none", "Where poses come from: none, odometry (a topic) or tf (needs tf2_ros).",
+        choices=("none", "odometry", "tf"),
+    )
+    odometry_topic: str = _setting("odom", "nav_msgs/Odometry topic, for source odometry.")
+    fixed_frame: str = _setting("odom", "Frame in which tf gives poses, for source tf.")
+    base_frame: str = _setting("base_link", "Frame whose pose tf gives, for source tf.")
+    max_age_s: float = _setting(
+        0.2, "An image has a pose only when one was stamped within this time of it.",
+        unit="s", low=0.0, high=60.0, change=LIVE,
+    )
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """What is published besides hypotheses and loop closures."""
+
+    descriptors: bool = _setting(
+        False, "Publish the code and feature of every image on ~/descriptors.", change=LIVE,
+    )
+    diagnostics_period_s: float = _setting(
+        1.0, "Period of /diagnostics.", unit="s", low=0.1, high=60.0,
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings."""
+
+    mode: str = _setting(
+        "slam", "mapping: add keyframes; localization: query only; slam: query, then add.",
+        choices=("mapping", "localization", "slam"),
+    )
+    autostart: bool = _setting(
+        False, "Configure and activate at start-up, for those without a lifecycle manager.",
+        change=START,
+    )
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    map: MapConfig = field(default_factory=MapConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    pose: PoseConfig = field(default_factory=PoseConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One parameter, flattened: what the node declares and the documentation prints."""
+
+    name: str  # dotted
+    default: Any
+    doc: str
+    unit: str
+    low: float | None
+    high: float | None
+    choices: tuple[str, ...]
+    change: str  # LIVE, CONFIGURE or START
+
+
+def settings() -> Iterator[Setting]:
+    """All parameters, in the order of the dataclasses."""
+    yield from _settings_of(Config(), "")
+
+
+def _settings_of(group: Any, prefix: str) -> Iterator[Setting]:
+    for f in dataclasses.fields(group):
+        value = getattr(group, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings_of(value, f"{prefix}{f.name}.")
+        else:
+            yield Setting(name=prefix + f.name, default=value, **f.metadata)
+
+
+def problem_with(setting: Setting, value: Any) -> str:
+    """Why a value is not allowed for a setting, as a sentence; empty when it is allowed."""
+    expected = type(setting.default)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if expected is list:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            return f"{setting.name} must be a list of strings, not {value!r}"
+        return ""
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        return f"{setting.name} must be of type {expected.__name__}, not {value!r}"
+    if setting.choices and value not in setting.choices:
+        return f"{setting.name} must be one of {', '.join(setting.choices)}, not {value!r}"
+    if expected in (int, float):
+        if not math.isfinite(value):
+            return f"{setting.name} must be a finite number, not {value!r}"
+        if setting.low is not None and value < setting.low:
+            return f"{setting.name} must be at least {setting.low:g}, not {value!r}"
+        if setting.high is not None and value > setting.high:
+            return f"{setting.name} must be at most {setting.high:g}, not {value!r}"
+    return ""
+
+
+def from_flat(values: Mapping[str, Any]) -> Config:
+    """Build a Config from dotted names; what is not named keeps its default.
+
+    Raises:
+        ConfigError: an unknown name, or a value of the wrong type or out of range.
+    """
+    known = {s.name: s for s in settings()}
+    groups: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"unknown setting {name!r}; known are {', '.join(sorted(known))}")
+        problem = problem_with(known[name], value)
+        if problem:
+            raise ConfigError(problem)
+        if isinstance(known[name].default, float):
+            value = float(value)
+        elif isinstance(known[name].default, list):
+            value = list(value)
+        group, _, leaf = name.rpartition(".")
+        (groups.setdefault(group, {}) if group else top)[leaf] = value
+    config = Config(**top)
+    for group, leaves in groups.items():
+        config = dataclasses.replace(
+            config, **{group: dataclasses.replace(getattr(config, group), **leaves)}
+        )
+    return config

@@ -1,0 +1,1 @@
+"""Engines: images in, packed codes and features out. Free of ROS and of torch."""

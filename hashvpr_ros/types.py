@@ -1,0 +1,132 @@
+"""Values passed between the layers.
+
+Stamps are integers: nanoseconds since the epoch of the ROS clock that made them. Ids of keyframes
+start at 1 and fit a positive int32; 0 means "none" wherever an id may be absent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+CODE_BITS = 512
+CODE_BYTES = CODE_BITS // 8
+
+
+class Mode(str, Enum):
+    """What the recognizer does with an image."""
+
+    MAPPING = "mapping"  # add keyframes, do not query
+    LOCALIZATION = "localization"  # query, never write
+    SLAM = "slam"  # query, then add
+
+
+class Reason(str, Enum):
+    """Why the best hypothesis of a decision was or was not accepted as a loop closure."""
+
+    ACCEPTED = "accepted"
+    BELOW_TARGET = "below_target"  # its probability is under `matching.target_precision`
+    NO_SEQUENCE_SUPPORT = "no_sequence_support"  # the images before it point elsewhere
+    NO_CANDIDATE = "no_candidate"  # the map holds nothing outside the excluded recent past
+    MAP_EMPTY = "map_empty"
+    MAPPING_ONLY = "mapping_only"  # mode `mapping` does not query
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A rigid pose: position in metres, orientation as a unit quaternion (x, y, z, w)."""
+
+    position_m: tuple[float, float, float]
+    orientation: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)
+    frame_id: str = "map"
+
+    def is_valid(self) -> bool:
+        """Whether all numbers are finite and the quaternion can be normalised."""
+        numbers = (*self.position_m, *self.orientation)
+        if not all(math.isfinite(v) for v in numbers):
+            return False
+        return sum(v * v for v in self.orientation) > 1e-12
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """What the engine says of one image."""
+
+    code: NDArray[np.uint8]  # [64], 512 bits, most significant bit first (numpy.packbits order)
+    feature: NDArray[np.float32]  # [D], L2-normalised
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """One place of the map as one camera saw it, without its descriptor."""
+
+    id: int
+    session: str
+    camera: str
+    stamp_ns: int
+    pose: Pose | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A keyframe found by Hamming distance, and what re-ranking made of it."""
+
+    keyframe_id: int
+    distance_bits: int
+    similarity: float  # cosine of the float features
+    rank_hash: int  # 0-based rank by Hamming distance
+    rank: int  # 0-based rank after re-ranking
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A place that a query image may show."""
+
+    keyframe: Keyframe
+    distance_bits: int
+    similarity: float
+    probability: float  # that this match is right, 0 to 1
+    sequence_support: float  # share of the preceding images that agree, 0 to 1
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Milliseconds spent on one image."""
+
+    preprocess_ms: float = 0.0
+    engine_ms: float = 0.0
+    search_ms: float = 0.0
+    rerank_ms: float = 0.0
+    store_ms: float = 0.0  # keyframe selection and writing, the periodic commit included
+
+    @property
+    def outside_engine_ms(self) -> float:
+        """The sum of all stages but the engine."""
+        return self.preprocess_ms + self.search_ms + self.rerank_ms + self.store_ms
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Everything that the recognizer concludes from one image."""
+
+    stamp_ns: int
+    camera: str
+    map_id: str
+    descriptor: Descriptor
+    reason: Reason
+    keyframe_id: int = 0  # of the query, when it was added to the map
+    session: str = ""  # of the query
+    pose: Pose | None = None  # of the query
+    hypotheses: tuple[Hypothesis, ...] = ()  # best first
+    candidates: tuple[Candidate, ...] = ()  # best first, all that were re-ranked
+    new_place_probability: float = 1.0
+    times: StageTimes = field(default_factory=StageTimes)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the best hypothesis is a loop closure."""
+        return self.reason is Reason.ACCEPTED
