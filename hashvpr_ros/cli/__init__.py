@@ -1,0 +1,1 @@
+"""The command `hashvpr`: one file a command."""

@@ -1,0 +1,162 @@
+"""The engine of `.onnx` files, by ONNX Runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from hashvpr_ros.engine.base import EngineInfo
+from hashvpr_ros.errors import EngineError
+from hashvpr_ros.types import CODE_BYTES
+
+_log = logging.getLogger(__name__)
+
+PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+class OnnxEngine:
+    """A model in the graph contract of `docs/architecture.md`. Used by one thread at a time.
+
+    Args:
+        path: of the .onnx file.
+        providers: execution providers in order of preference; those not installed are passed
+            over. Empty: CUDA where it is installed, else the CPU.
+        threads: of the runtime; 0 is one per core.
+
+    Raises:
+        EngineError: the file is missing, damaged or of another contract, or no provider is there.
+    """
+
+    def __init__(self, path: str | Path, providers: Sequence[str] = (), threads: int = 0) -> None:
+        self.path = Path(path).expanduser()
+        self._session: onnxruntime.InferenceSession | None = None
+        if not self.path.exists():
+            raise EngineError(f"{self.path}: no such engine file; correct engine.path")
+        if not self.path.is_file():
+            raise EngineError(f"{self.path}: is not a file; engine.path must name an .onnx file")
+        chosen = _choose_providers(providers)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Threads that spin between images keep a robot's cores from everything else.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = onnxruntime.InferenceSession(str(self.path), options, providers=chosen)
+        except Exception as e:  # the runtime's own classes share no base but Exception
+            reason = str(e).strip().splitlines()[0][:200]
+            raise EngineError(
+                f"{self.path}: cannot be loaded as an ONNX model ({reason}); export it again"
+            ) from e
+        self.info = _read_info(session, self.path)
+        self._session = session
+        _log.info(
+            "engine %s %s: %d x %d pixels, %d-d features, on %s", self.info.name,
+            self.info.fingerprint[:12], self.info.width, self.info.height, self.info.feature_dim,
+            ", ".join(session.get_providers()),
+        )
+
+    def describe(
+        self, images: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """See `DescriptorEngine.describe`."""
+        if self._session is None:
+            raise EngineError(f"{self.path}: the engine is closed")
+        want = (self.info.height, self.info.width, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != want or not len(images):
+            raise EngineError(
+                f"{self.path}: takes uint8 [N, {want[0]}, {want[1]}, 3], not {images.dtype} "
+                f"{list(images.shape)}"
+            )
+        try:
+            codes, features = self._session.run(
+                ("codes", "features"), {"images": np.ascontiguousarray(images)}
+            )
+        except Exception as e:  # see above
+            raise EngineError(f"{self.path}: the runtime failed: {str(e)[:200]}") from e
+        if not np.isfinite(features).all():
+            raise EngineError(f"{self.path}: the model gave NaN or infinity; export it again")
+        return codes, features
+
+    def warm_up(self) -> None:
+        """See `DescriptorEngine.warm_up`."""
+        self.describe(np.zeros((1, self.info.height, self.info.width, 3), np.uint8))
+
+    def close(self) -> None:
+        """See `DescriptorEngine.close`."""
+        self._session = None
+
+
+def _choose_providers(wanted: Sequence[str]) -> list[str]:
+    available = onnxruntime.get_available_providers()
+    chosen = [p for p in (wanted or PREFERRED_PROVIDERS) if p in available]
+    missing = [p for p in wanted if p not in available]
+    if missing:
+        _log.warning(
+            "execution providers not installed: %s; installed are %s", ", ".join(missing),
+            ", ".join(available),
+        )
+    if not chosen:
+        raise EngineError(
+            f"none of the execution providers {', '.join(wanted)} is installed; installed are "
+            f"{', '.join(available)}: correct engine.providers"
+        )
+    return chosen
+
+
+def _read_info(session: onnxruntime.InferenceSession, path: Path) -> EngineInfo:
+    inputs = {i.name: i for i in session.get_inputs()}
+    outputs = {o.name: o for o in session.get_outputs()}
+
+    def refuse(reason: str) -> EngineError:
+        return EngineError(
+            f"{path}: not a model of hashvpr_ros: {reason}; export it with `hashvpr export`"
+        )
+
+    if set(inputs) != {"images"} or not {"codes", "features"} <= set(outputs):
+        raise refuse(
+            f"its inputs are {sorted(inputs)} and its outputs {sorted(outputs)}, not 'images' and "
+            "'codes', 'features'"
+        )
+    image, code, feature = inputs["images"], outputs["codes"], outputs["features"]
+    shape = image.shape
+    if image.type != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3:
+        raise refuse(f"'images' is {image.type} {shape}, not uint8 [N, H, W, 3]")
+    if not all(isinstance(v, int) and v > 0 for v in shape[1:3]):
+        raise refuse(f"'images' has no fixed height and width: {shape}")
+    if code.type != "tensor(uint8)" or len(code.shape) != 2 or code.shape[1] != CODE_BYTES:
+        raise refuse(f"'codes' is {code.type} {code.shape}, not uint8 [N, {CODE_BYTES}]")
+    if feature.type != "tensor(float)" or len(feature.shape) != 2 or not (
+        isinstance(feature.shape[1], int) and feature.shape[1] > 0
+    ):
+        raise refuse(f"'features' is {feature.type} {feature.shape}, not float32 [N, D]")
+    meta = session.get_modelmeta().custom_metadata_map
+    mark = meta.get("hashvpr.fingerprint") or hashlib.sha256(path.read_bytes()).hexdigest()
+    return EngineInfo(
+        name=meta.get("hashvpr.name") or path.stem,
+        fingerprint=mark,
+        height=shape[1],
+        width=shape[2],
+        feature_dim=feature.shape[1],
+        provider=session.get_providers()[0],
+        license=meta.get("hashvpr.license", ""),
+        version=meta.get("hashvpr.version", ""),
+        probability_curve=_read_curve(meta.get("hashvpr.probability_curve", ""), path),
+    )
+
+
+def _read_curve(text: str, path: Path) -> tuple[float, float] | None:
+    if not text:
+        return None
+    try:
+        slope, intercept = (float(v) for v in text.split())
+    except ValueError:
+        slope = intercept = float("nan")
+    if not (np.isfinite([slope, intercept]).all() and slope > 0):
+        raise EngineError(f"{path}: its probability curve {text!r} is malformed; export it again")
+    return slope, intercept
