@@ -1,0 +1,1 @@
+"""From weights to the engine's ONNX graph. Needs torch; a robot does not."""
