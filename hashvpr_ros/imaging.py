@@ -23,8 +23,8 @@ from hashvpr_ros.errors import ImageError
 # 64 Mpx: above any robot's camera, below what a hostile header could make a process allocate.
 MAX_PIXELS = 1 << 26
 
-# encoding: (channels, bytes per channel, OpenCV conversion or None). Bayer names differ on purpose:
-# ROS names the pattern from the first pixel, OpenCV from the second pixel of the second row.
+# encoding: (channels, bytes per channel, OpenCV conversion or None). Bayer names differ on
+# purpose: ROS names the pattern from the first pixel, OpenCV from the second of the second row.
 _LAYOUTS: dict[str, tuple[int, int, int | None]] = {
     "rgb8": (3, 1, None),
     "bgr8": (3, 1, cv2.COLOR_BGR2RGB),
@@ -155,7 +155,8 @@ def _bytes_of(data: Any) -> NDArray[np.uint8]:
     try:
         return np.frombuffer(bytes(data), np.uint8) if len(data) else np.empty(0, np.uint8)
     except (TypeError, ValueError):
-        raise ImageError(f"image data of type {type(data).__name__} is no buffer of bytes") from None
+        kind = type(data).__name__
+        raise ImageError(f"image data of type {kind} is no buffer of bytes") from None
 
 
 def _unknown(encoding: str) -> str:
@@ -176,7 +177,7 @@ def decode_compressed(data: Any, format: str = "") -> NDArray[np.uint8]:
 
     Args:
         data: any buffer of bytes.
-        format: of sensor_msgs/CompressedImage, where it came in one ("bgr8; jpeg compressed bgr8").
+        format: of the sensor_msgs/CompressedImage that it came in, if it came in one.
 
     Returns:
         uint8 [H, W, 3], RGB, contiguous.
@@ -185,16 +186,14 @@ def decode_compressed(data: Any, format: str = "") -> NDArray[np.uint8]:
         ImageError: empty, truncated, damaged, too large, of another kind, or a depth image.
     """
     if "compressedDepth" in format:
-        raise ImageError("compressedDepth images have no colours; give the topic of a colour image")
+        raise ImageError("compressedDepth images have no colours; give a colour image's topic")
     buffer = _bytes_of(data)
     head = buffer[:16].tobytes()
     if not head:
         raise ImageError("compressed image without data; check the publisher")
     raw = buffer.tobytes()
-    for magic, reader in _READERS.items():
-        if head.startswith(magic):
-            break
-    else:
+    reader = next((r for magic, r in _READERS.items() if head.startswith(magic)), None)
+    if reader is None:
         raise ImageError("compressed image that is no JPEG, PNG, WebP, TIFF or BMP")
     try:
         width, height = reader(raw)
@@ -296,7 +295,8 @@ def _tiff(raw: bytes) -> tuple[int, int]:
     for i in range(count):
         tag, kind = struct.unpack_from(order + "HH", raw, at + 2 + 12 * i)
         if tag in size:
-            (size[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), raw, at + 10 + 12 * i)
+            form = order + ("H" if kind == 3 else "I")
+            (size[tag],) = struct.unpack_from(form, raw, at + 10 + 12 * i)
     return size[256], size[257]
 
 

@@ -1,4 +1,4 @@
-"""Buffers to RGB: every encoding against an independent computation, and every kind of bad buffer."""
+"""Buffers to RGB: each encoding against an independent computation, each kind of bad buffer."""
 
 import array
 import struct
@@ -98,7 +98,10 @@ def test_yuv_of_an_even_colour(encoding):
     assert np.abs(rgb - [200, 90, 30]).max() <= 3
 
 
-@pytest.mark.parametrize("make", [bytes, bytearray, memoryview, lambda b: array.array("B", b), list])
+BUFFERS = [bytes, bytearray, memoryview, lambda b: array.array("B", b), list]
+
+
+@pytest.mark.parametrize("make", BUFFERS)
 def test_any_buffer_is_taken(make):
     np.testing.assert_array_equal(to_rgb(make(RGB.tobytes()), "rgb8", H, W, W * 3), RGB)
 

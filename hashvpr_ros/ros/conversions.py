@@ -1,0 +1,217 @@
+"""Messages to the library's types and back."""
+
+from __future__ import annotations
+
+import array
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
+from numpy.typing import NDArray
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from hashvpr_ros import imaging
+from hashvpr_ros.errors import ImageError
+from hashvpr_ros.msg import (
+    LoopClosure,
+    PlaceDescriptor,
+    PlaceHypotheses,
+    PlaceHypothesis,
+    StageTimes,
+)
+from hashvpr_ros.types import Decision, Hypothesis, Keyframe, Pose
+
+_MAX_STAMP_NS = (2**31 - 1) * 1_000_000_000 + 999_999_999
+
+
+def stamp_to_ns(stamp: Any) -> int:
+    """Nanoseconds of a builtin_interfaces/Time."""
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def ns_to_stamp(ns: int) -> Time:
+    """The inverse of `stamp_to_ns`; what the message cannot hold is clamped to its range."""
+    sec, nanosec = divmod(max(-(2**31) * 1_000_000_000, min(_MAX_STAMP_NS, ns)), 1_000_000_000)
+    return Time(sec=sec, nanosec=nanosec)
+
+
+def _load_cv_bridge() -> Any:
+    """The real cv_bridge, or None.
+
+    PyPI's package of that name is ROS 1 code with other results, and a real one that was built for
+    another numpy fails when it converts: both are told by a conversion.
+    """
+    try:
+        from cv_bridge import CvBridge
+
+        bridge = CvBridge()
+        image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+        message = Image(height=2, width=3, encoding="bgr8", step=12, data=image.tobytes())
+        wanted = imaging.to_rgb(message.data, "bgr8", 2, 3, 12)
+        return bridge if np.array_equal(bridge.imgmsg_to_cv2(message, "rgb8"), wanted) else None
+    except Exception:
+        return None
+
+
+_bridge = _load_cv_bridge()
+# What both decode to the same; the rest is left to imaging.
+_BY_BRIDGE = {
+    f"{order}{bits}" for order in ("rgb", "bgr", "rgba", "bgra", "mono") for bits in (8, 16)
+} | {"bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8", "yuv422", "yuv422_yuy2"}
+
+
+def decoder_name() -> str:
+    """What decodes images here, for the log."""
+    return "cv_bridge" if _bridge is not None else "hashvpr_ros.imaging (no cv_bridge installed)"
+
+
+def decode(message: Image | CompressedImage) -> NDArray[np.uint8]:
+    """The pixels of an image message, uint8 [H, W, 3] RGB.
+
+    Raises:
+        ImageError: the image cannot be decoded.
+    """
+    if isinstance(message, CompressedImage):
+        return imaging.decode_compressed(message.data, message.format)
+    if (
+        _bridge is not None
+        and message.encoding in _BY_BRIDGE
+        and not message.is_bigendian
+        and 0 < message.height * message.width <= imaging.MAX_PIXELS
+    ):
+        try:
+            return np.ascontiguousarray(_bridge.imgmsg_to_cv2(message, "rgb8"))
+        except Exception:
+            pass  # imaging says what is wrong in words of its own
+    return imaging.to_rgb(
+        message.data, message.encoding, message.height, message.width, message.step,
+        bool(message.is_bigendian),
+    )
+
+
+def is_empty(message: Image | CompressedImage) -> bool:
+    """Whether a message carries no image at all."""
+    if isinstance(message, Image):
+        return len(message.data) == 0 and message.height == 0 and message.width == 0
+    return len(message.data) == 0
+
+
+def to_pose_stamped(pose: Pose | None, stamp_ns: int) -> PoseStamped:
+    """A pose with its stamp and frame; an identity without a frame for None."""
+    message = PoseStamped()
+    message.header.stamp = ns_to_stamp(stamp_ns)
+    if pose is not None:
+        message.header.frame_id = pose.frame_id
+        p, q = message.pose.position, message.pose.orientation
+        p.x, p.y, p.z = (float(v) for v in pose.position_m)
+        q.x, q.y, q.z, q.w = (float(v) for v in pose.orientation)
+    return message
+
+
+def to_place(keyframe: Keyframe, hypothesis: Hypothesis | None = None) -> PlaceHypothesis:
+    """A keyframe of the map, with its scores where it is a hypothesis."""
+    message = PlaceHypothesis(
+        place_id=int(keyframe.id),
+        session=keyframe.session,
+        camera=keyframe.camera,
+        stamp=ns_to_stamp(keyframe.stamp_ns),
+        has_pose=keyframe.pose is not None,
+        pose=to_pose_stamped(keyframe.pose, keyframe.stamp_ns),
+    )
+    if hypothesis is not None:
+        message.distance = int(hypothesis.distance_bits)
+        message.similarity = float(hypothesis.similarity)
+        message.probability = float(hypothesis.probability)
+        message.sequence_support = float(hypothesis.sequence_support)
+    return message
+
+
+def to_hypotheses(
+    decision: Decision, header: Header, decode_ms: float = 0.0, total_ms: float = 0.0
+) -> PlaceHypotheses:
+    """What is published for every image; the header is the image's own."""
+    t = decision.times
+    return PlaceHypotheses(
+        header=header,
+        camera=decision.camera,
+        session=decision.session,
+        keyframe_id=int(decision.keyframe_id),
+        map_id=decision.map_id,
+        hypotheses=[to_place(h.keyframe, h) for h in decision.hypotheses],
+        new_place_probability=float(decision.new_place_probability),
+        accepted=decision.accepted,
+        reason=decision.reason.value,
+        times=StageTimes(
+            decode=float(decode_ms),
+            preprocess=float(t.preprocess_ms),
+            engine=float(t.engine_ms),
+            search=float(t.search_ms),
+            rerank=float(t.rerank_ms),
+            store=float(t.store_ms),
+            total=float(total_ms),
+        ),
+    )
+
+
+def to_loop_closure(decision: Decision, header: Header) -> LoopClosure:
+    """The accepted pair of a decision."""
+    best = decision.hypotheses[0]
+    match = best.keyframe
+    return LoopClosure(
+        header=header,
+        map_id=decision.map_id,
+        query_stamp=header.stamp,
+        match_stamp=ns_to_stamp(match.stamp_ns),
+        query_keyframe_id=int(decision.keyframe_id),
+        match_keyframe_id=int(match.id),
+        query_session=decision.session,
+        match_session=match.session,
+        query_camera=decision.camera,
+        match_camera=match.camera,
+        has_query_pose=decision.pose is not None,
+        query_pose=to_pose_stamped(decision.pose, decision.stamp_ns),
+        has_match_pose=match.pose is not None,
+        match_pose=to_pose_stamped(match.pose, match.stamp_ns),
+        distance=int(best.distance_bits),
+        similarity=float(best.similarity),
+        probability=float(best.probability),
+    )
+
+
+def to_descriptor(decision: Decision, header: Header, fingerprint: str) -> PlaceDescriptor:
+    """The descriptor of an image, its feature in half precision."""
+    return PlaceDescriptor(
+        header=header,
+        camera=decision.camera,
+        map_id=decision.map_id,
+        session=decision.session,
+        keyframe_id=int(decision.keyframe_id),
+        model_fingerprint=fingerprint,
+        code=decision.descriptor.code,
+        feature_encoding=PlaceDescriptor.ENCODING_FLOAT16,
+        feature=array.array("B", decision.descriptor.feature.astype("<f2").tobytes()),
+        has_pose=decision.pose is not None,
+        pose=to_pose_stamped(decision.pose, decision.stamp_ns),
+    )
+
+
+def to_jpeg_message(jpeg: bytes | None) -> CompressedImage:
+    """A thumbnail of the map; without data for None."""
+    if not jpeg:
+        return CompressedImage()
+    return CompressedImage(format="jpeg", data=array.array("B", jpeg))
+
+
+def decode_request(image: Image, compressed: CompressedImage) -> tuple[NDArray[np.uint8], Header]:
+    """The image of a Recognize request and its header.
+
+    Raises:
+        ImageError: neither holds an image, or it cannot be decoded.
+    """
+    if not is_empty(image):
+        return decode(image), image.header
+    if not is_empty(compressed):
+        return decode(compressed), compressed.header
+    raise ImageError("the request holds no image: fill `image` or `compressed`")

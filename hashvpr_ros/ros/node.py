@@ -1,0 +1,110 @@
+"""The program `vpr_node`: runs the node until SIGINT or SIGTERM, then writes the map and ends."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from typing import Any
+
+from hashvpr_ros.errors import HashVprError
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node.
+
+    Returns:
+        the process's exit code: 0 after a signal, 2 where it cannot start, 1 after a fault.
+    """
+    try:
+        import rclpy
+        from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
+    except ImportError as e:
+        return _refuse(f"rclpy is not installed ({e}): source a ROS 2 environment first")
+    try:
+        from hashvpr_ros.ros.vpr_node import VprNode
+    except ImportError as e:
+        return _refuse(
+            f"{e}: build this package with colcon, source install/setup.bash, and install what "
+            "its README lists"
+        )
+    # rclpy's own handlers would shut its context down at once, and nothing could be said after.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        try:
+            node = VprNode()
+        except HashVprError as e:
+            return _refuse(str(e))
+        # Not fewer: services that wait for the worker each hold a thread.
+        executor = MultiThreadedExecutor(num_threads=8)
+        executor.add_node(node)
+        return _run(node, executor, ExternalShutdownException)
+    finally:
+        rclpy.try_shutdown()
+
+
+def _refuse(reason: str) -> int:
+    print(f"vpr_node: {reason}", file=sys.stderr)
+    return 2
+
+
+def _run(node: Any, executor: Any, shut_down: type[Exception]) -> int:
+    stop = threading.Event()
+    faults: list[BaseException] = []
+
+    def on_signal(*_: object) -> None:
+        if stop.is_set():  # asked twice: at once
+            raise KeyboardInterrupt
+        stop.set()
+
+    def spin() -> None:
+        try:
+            executor.spin()
+        except shut_down:
+            pass
+        except BaseException as e:
+            faults.append(e)
+        finally:
+            stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    if node.autostart:
+        _start_soon(node)
+    thread = threading.Thread(target=spin, name="vpr_executor", daemon=True)
+    thread.start()
+    try:
+        # A wait without a timeout cannot be interrupted by a signal on every platform.
+        while not stop.wait(1.0):
+            pass
+    finally:
+        executor.shutdown(timeout_sec=10.0)
+        thread.join(timeout=10.0)
+    if node.state_label() in ("unconfigured", "inactive", "active"):
+        node.trigger_shutdown()
+    node.destroy_node()
+    if faults:
+        print(f"vpr_node: {type(faults[0]).__name__}: {faults[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _start_soon(node: Any) -> None:
+    """Configure and activate from the executor, in the group of the lifecycle services."""
+
+    def start() -> None:
+        timer.cancel()
+        try:
+            if node.state_label() == "unconfigured":
+                node.trigger_configure()
+            if node.state_label() == "inactive":
+                node.trigger_activate()
+        except Exception as e:
+            node.get_logger().error(f"autostart: {e}")
+
+    timer = node.create_timer(0.001, start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

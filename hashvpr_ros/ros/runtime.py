@@ -1,0 +1,241 @@
+"""What a configured node owns: engine, map, recognizer and the thread that uses them. No ROS."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hashvpr_ros.config import Config
+from hashvpr_ros.engine.factory import create_engine
+from hashvpr_ros.errors import ConfigError, HashVprError, MapError
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.matching.recognizer import Recognizer
+from hashvpr_ros.ros.worker import Worker
+from hashvpr_ros.types import Mode
+
+
+class Runtime:
+    """Opened by configure, closed by cleanup.
+
+    The engine is made, used and closed by the worker's thread alone, as GPU runtimes want it.
+
+    Args:
+        on_image: called in the worker's thread with (camera, item).
+        on_error: called with errors of the periodic commit.
+
+    Raises:
+        HashVprError: engine or map cannot be loaded; nothing stays open then.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        on_image: Callable[[str, Any], None],
+        on_error: Callable[[HashVprError], None],
+    ) -> None:
+        self.config = config
+        self.mode = Mode(config.mode)
+        self.map_changes = 0  # counts replaced and cleared maps: ids of before mean nothing after
+        self._on_error = on_error
+        self._change = threading.Lock()  # one service changes the map or the mode at a time
+        self._engine: Any = None
+        self._map: PlaceMap | None = None
+        period = min(1.0, max(0.05, config.map.commit_period_s / 2))
+        self.worker = Worker(on_image, self._commit_if_due, period)
+        try:
+            self.worker.call(self._open).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        config = self.config
+        self._engine = create_engine(
+            config.engine.path, providers=config.engine.providers, threads=config.engine.threads
+        )
+        self.info = self._engine.info
+        self._engine.warm_up()
+        self._map = self.open_map(config.map.path)
+        self.recognizer = Recognizer(self._engine, self._map, config, mode=self.mode)
+
+    def open_map(self, path: str, *, create: bool = True, session: str | None = None) -> PlaceMap:
+        """Open a map for the engine in the present mode; see `PlaceMap.open` for the errors."""
+        read_only = self.mode is Mode.LOCALIZATION and path != ""
+        return PlaceMap.open(
+            Path(path).expanduser() if path else "",
+            self.info.fingerprint,
+            self.info.feature_dim,
+            model_name=self.info.name,
+            read_only=read_only,
+            create=create and not read_only,
+            session=self.config.map.session if session is None else session,
+            commit_period_s=self.config.map.commit_period_s,
+        )
+
+    @property
+    def map(self) -> PlaceMap:
+        """The map in use."""
+        assert self._map is not None
+        return self._map
+
+    def _commit_if_due(self) -> None:
+        if self._map is None or self._map.read_only:
+            return
+        try:
+            self._map.flush_if_due()
+        except HashVprError as e:
+            self._on_error(e)
+
+    def set_config(self, config: Config) -> None:
+        """Let LIVE settings take effect from the next image on."""
+        self.config = config
+        self.worker.call(lambda: self.recognizer.set_config(config))
+
+    def start_session(self) -> None:
+        """Record what follows as another session; from the worker's thread."""
+        self.recognizer.reset_sequence()
+        if not self.map.read_only:
+            self.map.start_session()
+
+    def load_map(self, path: str) -> PlaceMap:
+        """Put another map in the place of the present one, which stays where that fails.
+
+        Raises:
+            MapError: the new map cannot be opened, or is damaged.
+        """
+        if not path:
+            raise MapError("the path of the map to load is empty; give the path of a file")
+        with self._change:
+            if self._is_present(path):
+                self.commit()
+                return self.map
+            new = self.open_map(path, create=False)
+            try:
+                problems = new.verify()
+                if problems:
+                    raise MapError(f"{path}: damaged, {problems[0]}; restore it from a copy")
+                self.worker.call(lambda: self._swap(new)).result()
+            except BaseException:
+                new.close()
+                raise
+            return new
+
+    def _is_present(self, path: str) -> bool:
+        try:
+            return bool(self.map.path) and Path(path).expanduser().samefile(self.map.path)
+        except OSError:
+            return False
+
+    def _swap(self, new: PlaceMap) -> None:
+        old = self.map
+        if not old.read_only:
+            old.flush()  # fails where the old map's places would be lost
+        self.map_changes += 1
+        self.recognizer.set_map(new)
+        self._map = new
+        old.close()
+
+    def clear_map(self) -> int:
+        """Delete all keyframes; does not wait for the image in the engine."""
+        with self._change:
+            self.map_changes += 1
+            removed = self.map.clear()
+            self.worker.call(self.recognizer.reset_sequence)
+            return removed
+
+    def set_mode(self, mode: Mode) -> Mode:
+        """Change the mode and return the one before; a read-only map is opened again for writing.
+
+        Raises:
+            MapError: the map cannot be opened for writing; mode and map are as before.
+        """
+        with self._change:
+            before = self.mode
+            if mode is not Mode.LOCALIZATION and self.map.read_only:
+                self.worker.call(lambda: self._reopen(mode)).result()
+            else:
+                # Takes effect at the next image; nobody needs to wait for the present one.
+                self.mode = mode
+                self.worker.call(lambda: self.recognizer.set_mode(mode))
+                if mode is Mode.LOCALIZATION:
+                    self.commit()
+            return before
+
+    def _reopen(self, mode: Mode) -> None:
+        path, before = self.map.path, self.mode
+        self.map.close()
+        self.mode = mode
+        try:
+            new = self.open_map(path, create=False)
+        except HashVprError:
+            self.mode = before
+            self._map = self.open_map(path, create=False)
+            self.recognizer.set_map(self._map)
+            raise
+        self._map = new
+        self.map_changes += 1
+        self.recognizer.set_map(new)
+        self.recognizer.set_mode(mode)
+
+    def commit(self) -> None:
+        """Write what waits to be written.
+
+        Raises:
+            MapError: it could not be written and is kept.
+        """
+        if not self.map.read_only:
+            self.map.flush()
+
+    def close(self) -> HashVprError | None:
+        """Commit and free everything; returns what went wrong, having freed everything still."""
+        problem: HashVprError | None = None
+
+        def free() -> None:
+            nonlocal problem
+            if self._map is not None:
+                try:
+                    self.commit()
+                except HashVprError as e:
+                    problem = e
+                with suppress(HashVprError):
+                    self._map.close()
+                self._map = None
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
+        future = self.worker.call(free)
+        self.worker.stop()
+        if not future.cancelled() and future.exception() is not None:
+            raise future.exception()  # type: ignore[misc]
+        return problem
+
+
+def camera_names(config: Config) -> dict[str, str]:
+    """Topic by camera name, in the order of the topics.
+
+    Raises:
+        ConfigError: no topics, or names that are too few, too many, or not distinct.
+    """
+    topics, names = config.input.image_topics, config.input.camera_names
+    if not topics:
+        raise ConfigError("input.image_topics is empty; give at least one image topic")
+    if names and len(names) != len(topics):
+        raise ConfigError(
+            f"input.camera_names has {len(names)} names for {len(topics)} topics in "
+            "input.image_topics; give as many, or none"
+        )
+    by_name = dict(zip(names or topics, topics, strict=True))
+    if len(by_name) != len(topics) or len(set(topics)) != len(topics):
+        raise ConfigError("input.image_topics and input.camera_names must each be distinct")
+    return by_name
+
+
+def image_topic(topic: str, compressed: bool) -> str:
+    """The topic to subscribe to: image_transport publishes compressed images beside the raw."""
+    if compressed and not topic.endswith("/compressed"):
+        return topic.rstrip("/") + "/compressed"
+    return topic

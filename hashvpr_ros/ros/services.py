@@ -1,0 +1,190 @@
+"""The node's services; each answers in every lifecycle state."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+
+from hashvpr_ros.errors import HashVprError, ImageError, MapError
+from hashvpr_ros.map.schema import MapNotFoundError, WrongModelError
+from hashvpr_ros.ros.conversions import decode_request, to_hypotheses, to_jpeg_message, to_place
+from hashvpr_ros.ros.runtime import Runtime
+from hashvpr_ros.srv import ClearMap, InspectMap, LoadMap, Recognize, SaveMap, SetMode
+from hashvpr_ros.types import Mode
+
+_WAITING_AT_MOST = 3  # Recognize requests; each occupies a thread of the executor
+_NOT_CONFIGURED = "the node is not configured and has no map; configure it first"
+
+
+class Services:
+    """Creates the services and answers them.
+
+    Args:
+        runtime: gives the runtime, or None where the node is not configured.
+        status: gives the present MapStatus.
+        first_camera: gives the name of the camera that a request without one means.
+        on_mode: called with the new mode after SetMode.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        runtime: Callable[[], Runtime | None],
+        status: Callable[[], Any],
+        first_camera: Callable[[], str],
+        on_mode: Callable[[str], None],
+    ) -> None:
+        self._node = node
+        self._runtime = runtime
+        self._status = status
+        self._first_camera = first_camera
+        self._on_mode = on_mode
+        self._waiting = threading.Semaphore(_WAITING_AT_MOST)
+        group = ReentrantCallbackGroup()
+        for kind, name, answer in (
+            (SaveMap, "~/save_map", self._save),
+            (LoadMap, "~/load_map", self._load),
+            (ClearMap, "~/clear_map", self._clear),
+            (InspectMap, "~/inspect_map", self._inspect),
+            (SetMode, "~/set_mode", self._set_mode),
+            (Recognize, "~/recognize", self._recognize),
+        ):
+            node.create_service(
+                kind, name, self._answering(answer, _fallback(kind)), callback_group=group
+            )
+
+    def _answering(
+        self, answer: Callable[[Runtime, Any, Any], None], fallback: int
+    ) -> Callable[[Any, Any], Any]:
+        def callback(request: Any, response: Any) -> Any:
+            runtime = self._runtime()
+            if runtime is None:
+                response.result = response.RESULT_NOT_CONFIGURED
+                response.message = _NOT_CONFIGURED
+                return response
+            try:
+                answer(runtime, request, response)
+            except (HashVprError, CancelledError) as e:
+                response.result = fallback
+                response.message = str(e) or "the node was cleaned up meanwhile"
+            except Exception as e:  # a callback that raises would end the node
+                self._node.get_logger().error(f"service failed: {type(e).__name__}: {e}")
+                response.result = fallback
+                response.message = f"{type(e).__name__}: {e}"
+            return response
+
+        return callback
+
+    def _save(self, runtime: Runtime, request: Any, response: Any) -> None:
+        place_map = runtime.map
+        if not request.path:
+            if not place_map.path:
+                response.result = SaveMap.Response.RESULT_IN_MEMORY
+                response.message = "the map is kept in memory only; give a path to write it to"
+                return
+            runtime.commit()
+            response.keyframes = len(place_map)
+            return
+        path = Path(request.path).expanduser()
+        if not path.is_absolute() or path.is_dir() or (path.exists() and not request.overwrite):
+            response.result = SaveMap.Response.RESULT_INVALID_PATH
+            response.message = (
+                f"{path}: exists; give another path or set overwrite"
+                if path.is_file()
+                else f"{path}: is no absolute path of a file"
+            )
+            return
+        response.keyframes = place_map.copy_to(path, overwrite=request.overwrite)
+
+    def _load(self, runtime: Runtime, request: Any, response: Any) -> None:
+        try:
+            loaded = runtime.load_map(request.path)
+        except MapError as e:
+            kinds = {
+                MapNotFoundError: LoadMap.Response.RESULT_NOT_FOUND,
+                WrongModelError: LoadMap.Response.RESULT_WRONG_MODEL,
+            }
+            response.result = kinds.get(type(e), LoadMap.Response.RESULT_INVALID_MAP)
+            response.message = str(e)
+            return
+        response.map_id = loaded.map_id
+        response.keyframes = len(loaded)
+
+    def _clear(self, runtime: Runtime, request: Any, response: Any) -> None:
+        if not request.confirm:
+            response.result = ClearMap.Response.RESULT_NOT_CONFIRMED
+            response.message = "nothing was deleted: set confirm to delete all keyframes"
+        elif runtime.mode is Mode.LOCALIZATION or runtime.map.read_only:
+            response.result = ClearMap.Response.RESULT_READ_ONLY
+            response.message = "mode localization never writes; set another mode first"
+        else:
+            response.removed = runtime.clear_map()
+
+    def _inspect(self, runtime: Runtime, request: Any, response: Any) -> None:
+        place_map = runtime.map
+        response.sessions = [s.name for s in place_map.info().sessions]
+        response.status = self._status()
+        if request.keyframe_id:
+            try:
+                (keyframe,) = place_map.keyframes([request.keyframe_id])
+            except MapError as e:
+                response.result = InspectMap.Response.RESULT_NO_SUCH_KEYFRAME
+                response.message = str(e)
+                return
+            response.keyframe = to_place(keyframe)
+            response.thumbnail = to_jpeg_message(place_map.thumbnail(request.keyframe_id))
+        if request.verify:
+            problems = place_map.verify()
+            if problems:
+                response.result = InspectMap.Response.RESULT_DAMAGED
+                response.message = "; ".join(problems[:10])
+
+    def _set_mode(self, runtime: Runtime, request: Any, response: Any) -> None:
+        response.previous_mode = runtime.mode.value
+        try:
+            mode = Mode(request.mode)
+        except ValueError:
+            response.result = SetMode.Response.RESULT_INVALID_MODE
+            response.message = (
+                f"there is no mode {request.mode!r}; give one of "
+                + ", ".join(m.value for m in Mode)
+            )
+            return
+        response.previous_mode = runtime.set_mode(mode).value
+        self._on_mode(mode.value)
+
+    def _recognize(self, runtime: Runtime, request: Any, response: Any) -> None:
+        if not self._waiting.acquire(blocking=False):
+            response.result = Recognize.Response.RESULT_BUSY
+            response.message = f"{_WAITING_AT_MOST} images wait already; ask again later"
+            return
+        try:
+            image, header = decode_request(request.image, request.compressed)
+            camera = request.camera or self._first_camera()
+            decision = runtime.worker.call(
+                lambda: runtime.recognizer.recognize(image, camera, request.max_hypotheses)
+            ).result()
+            response.hypotheses = to_hypotheses(decision, header)
+        except ImageError as e:
+            response.result = Recognize.Response.RESULT_INVALID_IMAGE
+            response.message = str(e)
+        finally:
+            self._waiting.release()
+
+
+def _fallback(kind: Any) -> int:
+    """The result code of a service for what went wrong and has no code of its own."""
+    return {
+        SaveMap: SaveMap.Response.RESULT_WRITE_FAILED,
+        LoadMap: LoadMap.Response.RESULT_INVALID_MAP,
+        ClearMap: ClearMap.Response.RESULT_WRITE_FAILED,
+        InspectMap: InspectMap.Response.RESULT_DAMAGED,
+        SetMode: SetMode.Response.RESULT_FAILED,
+        Recognize: Recognize.Response.RESULT_FAILED,
+    }[kind]

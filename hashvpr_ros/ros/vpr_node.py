@@ -1,0 +1,379 @@
+"""The managed lifecycle node: transitions and topics; the work is done by what it owns."""
+
+from __future__ import annotations
+
+import functools
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import InvalidTopicNameException
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from hashvpr_ros.config import Config
+from hashvpr_ros.errors import ConfigError, HashVprError, ImageError
+from hashvpr_ros.msg import LoopClosure, MapStatus, PlaceDescriptor, PlaceHypotheses
+from hashvpr_ros.ros import conversions
+from hashvpr_ros.ros.cameras import Arrival, Cameras
+from hashvpr_ros.ros.diagnostics import Stats, diagnostics
+from hashvpr_ros.ros.parameters import Parameters
+from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
+from hashvpr_ros.ros.runtime import Runtime, camera_names, image_topic
+from hashvpr_ros.ros.services import Services
+from hashvpr_ros.types import Mode
+
+SUCCESS = TransitionCallbackReturn.SUCCESS
+FAILURE = TransitionCallbackReturn.FAILURE
+ERROR = TransitionCallbackReturn.ERROR
+
+
+def _transition(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Log why a transition fails: one sentence for what is foreseen, else the traceback.
+
+    rclpy takes an exception for ERROR and says nothing.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: VprNode, state: Any) -> Any:
+        verb = method.__name__.removeprefix("on_")
+        try:
+            return method(self, state)
+        except HashVprError as e:
+            self.get_logger().error(f"cannot {verb}: {e}")
+            return FAILURE
+        except Exception:
+            self.get_logger().error(f"unexpected error in {verb}:\n{traceback.format_exc()}")
+            return ERROR
+
+    return wrapped
+
+
+class VprNode(LifecycleNode):
+    """Recognises places: images in, hypotheses and loop closures out."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("vpr_node", **kwargs)
+        self._runtime: Runtime | None = None
+        self._cameras: Cameras | None = None
+        self._poses: PoseSource | None = None
+        self._topics: dict[str, str] = {}
+        self._stats = Stats()
+        self._publishers_of_state: list[Any] = []
+        self._last_status: MapStatus | None = None
+        self._parameters = Parameters(
+            self, lambda: self.state_label() == "unconfigured", self._on_live
+        )
+        for sentence in self._parameters.unknown():
+            self.get_logger().warning(sentence)
+        self._answer_while_busy()
+        Services(
+            self,
+            lambda: self._runtime,
+            self._map_status,
+            lambda: next(iter(self._topics), "camera"),
+            self._parameters.set_mode,
+        )
+        self._image_group = MutuallyExclusiveCallbackGroup()
+        self._pose_group = MutuallyExclusiveCallbackGroup()
+        self._timer_group = MutuallyExclusiveCallbackGroup()
+        # Not the node's clock: simulated time may stand still, and this must go on then.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._timers_by_us = [
+            self.create_timer(
+                self._parameters.config().publish.diagnostics_period_s,
+                self._on_diagnostics, self._timer_group, clock=self._steady,
+            ),
+            self.create_timer(
+                1.0, self._on_status, self._timer_group, clock=self._steady
+            ),
+        ]  # fmt: skip
+
+    @property
+    def autostart(self) -> bool:
+        """Whether the node is to take itself to active."""
+        return self._parameters.config().autostart
+
+    def state_label(self) -> str:
+        """The present lifecycle state."""
+        return str(self._state_machine.current_state[1])
+
+    def _answer_while_busy(self) -> None:
+        """Let questions about the state be answered during a transition, refuse invalid ones.
+
+        rclpy puts all lifecycle services in one group, so `get_state` would wait for a long
+        configure; and a transition that the state does not have raises in its callback, which
+        would end the process.
+        """
+        group = MutuallyExclusiveCallbackGroup()
+        for name in (
+            "get_state", "get_available_states", "get_available_transitions",
+            "get_transition_graph",
+        ):  # fmt: skip
+            service = getattr(self, f"_service_{name}", None)
+            if service is not None:
+                service.callback_group = group
+                group.add_entity(service)
+        change = getattr(self, "_service_change_state", None)
+        if change is None:
+            return
+        inner = change.callback
+
+        def checked(request: Any, response: Any) -> Any:
+            try:
+                return inner(request, response)
+            except Exception as e:
+                wanted = request.transition.label or request.transition.id
+                self.get_logger().warning(
+                    f"transition {wanted} refused in state {self.state_label()}: {e}"
+                )
+                response.success = False
+                return response
+
+        change.callback = checked
+
+    # Transitions
+
+    @_transition
+    def on_configure(self, state: Any) -> TransitionCallbackReturn:
+        """Load engine and map; FAILURE leaves the node unconfigured."""
+        try:
+            self._configure(self._parameters.config())
+        except BaseException:
+            self._release()
+            raise
+        return super().on_configure(state)
+
+    def _configure(self, config: Config) -> None:
+        cameras = camera_names(config)
+        self._topics = {n: image_topic(t, config.input.compressed) for n, t in cameras.items()}
+        for topic in self._topics.values():
+            try:
+                self.resolve_topic_name(topic)
+            except InvalidTopicNameException as e:
+                raise ConfigError(f"input.image_topics: {topic!r} is no topic name: {e}") from None
+        check_pose_source(config.pose)
+        started = time.monotonic()
+        runtime = Runtime(config, self._on_image, self._on_failure)
+        self._stats.start(self._topics)
+        self._create_publishers()
+        self._runtime = runtime
+        self.get_logger().info(
+            f"configured in {time.monotonic() - started:.1f} s: engine {runtime.info.name} on "
+            f"{runtime.info.provider}, map {runtime.map.path or '(in memory)'} with "
+            f"{len(runtime.map)} keyframes, mode {runtime.mode.value}, images decoded by "
+            f"{conversions.decoder_name()}"
+        )
+        self._on_status()
+
+    def _create_publishers(self) -> None:
+        options = QoSOverridingOptions.with_default_policies()
+
+        def lifecycle(kind: Any, topic: str) -> Any:
+            publisher = self.create_lifecycle_publisher(
+                kind, topic, QoSProfile(depth=10), qos_overriding_options=options
+            )
+            self._publishers_of_state.append(publisher)
+            return publisher
+
+        self._hypotheses = lifecycle(PlaceHypotheses, "~/hypotheses")
+        self._loop_closures = lifecycle(LoopClosure, "~/loop_closures")
+        self._descriptors = lifecycle(PlaceDescriptor, "~/descriptors")
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._status = self.create_publisher(MapStatus, "~/map_status", latched)
+        self._last_status = None
+
+    @_transition
+    def on_activate(self, state: Any) -> TransitionCallbackReturn:
+        """Subscribe."""
+        config = self._parameters.config()
+        assert self._runtime is not None
+        self._stats.start(self._topics)
+        result = super().on_activate(state)  # publishers first: no image's result is lost
+        try:
+            self._poses = create_pose_source(self, config.pose, self._pose_group)
+            self._cameras = Cameras(
+                self,
+                self._topics,
+                config.input.compressed,
+                self._stats,
+                self._runtime.worker.offer,
+                self._image_group,
+            )
+        except BaseException:
+            self._unsubscribe()
+            raise
+        topics = ", ".join(self.resolve_topic_name(t) for t in self._topics.values())
+        self.get_logger().info(f"active: waiting for images on {topics}")
+        return result
+
+    @_transition
+    def on_deactivate(self, state: Any) -> TransitionCallbackReturn:
+        """Stop taking images; what was added to the map is written."""
+        self._unsubscribe()
+        try:
+            assert self._runtime is not None
+            self._runtime.commit()
+        except HashVprError as e:
+            # The node does stop; the keyframes are kept and written when that is possible again.
+            self._on_failure(e)
+        return super().on_deactivate(state)
+
+    @_transition
+    def on_cleanup(self, state: Any) -> TransitionCallbackReturn:
+        """Write the map and free everything."""
+        self._release()
+        return SUCCESS
+
+    @_transition
+    def on_shutdown(self, state: Any) -> TransitionCallbackReturn:
+        """Write the map and free everything, from any state."""
+        self._release()
+        return SUCCESS
+
+    @_transition
+    def on_error(self, state: Any) -> TransitionCallbackReturn:
+        """Free everything; the node is unconfigured then and can be configured again."""
+        self._release()
+        return SUCCESS
+
+    def _unsubscribe(self) -> None:
+        cameras, self._cameras = self._cameras, None
+        if cameras is not None:
+            cameras.close()
+        poses, self._poses = self._poses, None
+        if poses is not None:
+            poses.close()
+        if self._runtime is not None:
+            self._runtime.worker.discard_images()
+
+    def _release(self) -> None:
+        self._unsubscribe()
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            problem = runtime.close()
+            if problem is not None:
+                self.get_logger().error(f"keyframes were lost: {problem}")
+        for publisher in self._publishers_of_state:
+            self.destroy_lifecycle_publisher(publisher)
+        if self._publishers_of_state:
+            self.destroy_publisher(self._status)
+        self._publishers_of_state = []
+
+    # Images; in the worker's thread
+
+    def _on_image(self, camera: str, arrival: Arrival) -> None:
+        runtime = self._runtime
+        if runtime is None or self._cameras is None:
+            return
+        map_changes = runtime.map_changes
+        try:
+            self._process(runtime, camera, arrival)
+        except ImageError as e:
+            self._stats.bad(camera, str(e))
+            self.get_logger().warning(
+                f"bad image of camera {camera}: {e}", throttle_duration_sec=10.0
+            )
+        except HashVprError as e:
+            # A candidate of a map that was cleared meanwhile is no failure.
+            if runtime.map_changes == map_changes:
+                self._on_failure(e)
+        except Exception as e:
+            self._on_failure(e)
+            self.get_logger().debug(traceback.format_exc())
+
+    def _process(self, runtime: Runtime, camera: str, arrival: Arrival) -> None:
+        message = arrival.message
+        started = time.monotonic()
+        image = conversions.decode(message)
+        decode_ms = 1e3 * (time.monotonic() - started)
+        cameras, poses = self._cameras, self._poses
+        if arrival.new_session and cameras is not None:
+            runtime.start_session()
+            cameras.session_started(camera)
+        pose = None
+        if poses is not None:
+            pose = poses.at(arrival.stamp_ns, runtime.config.pose.max_age_s)
+            if pose is None:
+                self._stats.cameras[camera].without_pose += 1
+        decision = runtime.recognizer.process(image, arrival.stamp_ns, pose, camera)
+        total_ms = 1e3 * (time.monotonic() - arrival.arrived_s)
+        hypotheses = conversions.to_hypotheses(decision, message.header, decode_ms, total_ms)
+        if self._cameras is None:
+            return  # deactivated meanwhile
+        self._hypotheses.publish(hypotheses)
+        if decision.accepted:
+            self._loop_closures.publish(conversions.to_loop_closure(decision, message.header))
+        if runtime.config.publish.descriptors:
+            self._descriptors.publish(
+                conversions.to_descriptor(decision, message.header, runtime.info.fingerprint)
+            )
+        self._stats.processed(camera, hypotheses.times, decision.accepted)
+
+    def _on_failure(self, error: Exception) -> None:
+        """Count and say a failure that the node survives."""
+        kind = "" if isinstance(error, HashVprError) else f"{type(error).__name__}: "
+        text = f"{kind}{error}"
+        self._stats.failed(text)
+        self.get_logger().error(text, throttle_duration_sec=10.0)
+
+    # What is published periodically, and live parameters
+
+    def _on_live(self, config: Config) -> None:
+        if self._runtime is not None:
+            self._runtime.set_config(config)
+
+    def _map_status(self) -> MapStatus:
+        status = MapStatus()
+        status.header.stamp = self.get_clock().now().to_msg()
+        runtime = self._runtime
+        if runtime is None:
+            return status
+        place_map, info = runtime.map, runtime.info
+        status.map_id = place_map.map_id
+        status.path = place_map.path
+        status.mode = runtime.mode.value
+        status.session = "" if runtime.mode is Mode.LOCALIZATION else place_map.session
+        status.model_name = info.name
+        status.model_fingerprint = info.fingerprint
+        status.keyframes = len(place_map)
+        status.sessions = place_map.session_count
+        status.uncommitted = place_map.uncommitted()
+        status.file_bytes = place_map.file_bytes
+        status.index_bytes = place_map.index_bytes
+        status.read_only = place_map.read_only
+        return status
+
+    def _on_status(self) -> None:
+        try:
+            if self._runtime is None:
+                return
+            status = self._map_status()
+            last = self._last_status
+            if last is not None:
+                last.header = status.header
+            if status != last:
+                self._status.publish(status)
+                self._last_status = status
+        except Exception as e:  # the map or the publisher may go while a transition runs
+            self.get_logger().debug(f"no map status: {e}")
+
+    def _on_diagnostics(self) -> None:
+        try:
+            stale_after_s = self._parameters.config().input.stale_after_s
+            message = diagnostics(
+                self.get_name(), self.state_label(), self._stats, self._runtime, stale_after_s
+            )
+            message.header.stamp = self.get_clock().now().to_msg()
+            self._diagnostics.publish(message)
+            cameras = self._cameras
+            if cameras is not None:
+                cameras.report_silence(stale_after_s)
+        except Exception as e:
+            self.get_logger().debug(f"no diagnostics: {e}")
