@@ -125,6 +125,7 @@ class Decision:
     candidates: tuple[Candidate, ...] = ()  # best first, all that were re-ranked
     new_place_probability: float = 1.0
     times: StageTimes = field(default_factory=StageTimes)
+    store_error: str = ""  # why the keyframe or the open batch could not be written
 
     @property
     def accepted(self) -> bool:

@@ -1,0 +1,1 @@
+"""Which images become places of the map."""

@@ -1,0 +1,1 @@
+"""From an image to a decision: search, re-ranking, sequence support, probability."""

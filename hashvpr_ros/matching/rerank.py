@@ -1,0 +1,48 @@
+"""Two-stage matching: Hamming candidates, ordered by their float features.
+
+SelaVPR++ (Lu et al., TPAMI 2026), section on retrieval: binary codes find the k nearest, the
+similarity of global float features orders them; no local features are involved.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.types import Candidate
+
+
+def rerank(
+    place_map: PlaceMap,
+    ids: NDArray[np.int32],
+    distances: NDArray[np.int32],
+    feature: NDArray[np.float32],
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Order candidates by the cosine of their float features.
+
+    Args:
+        ids, distances: int32 [k], from `PlaceMap.search`.
+        feature: of the query, L2-normalised, float32 [D].
+
+    Returns:
+        order: indices into `ids`, best first; ties by distance, then id, so that it is determined.
+        similarities: float32 [k], in the order of `ids`.
+    """
+    stored = place_map.features(ids)
+    similarities = stored @ feature
+    return np.lexsort((ids, distances, -similarities)), similarities
+
+
+def candidates(
+    ids: NDArray[np.int32],
+    distances: NDArray[np.int32],
+    order: NDArray[np.intp],
+    similarities: NDArray[np.float32],
+) -> tuple[Candidate, ...]:
+    """What search and re-ranking found, best first."""
+    columns = zip(
+        ids[order].tolist(), distances[order].tolist(), similarities[order].tolist(),
+        order.tolist(), range(len(order)), strict=True,
+    )
+    return tuple(Candidate(*row) for row in columns)
