@@ -41,7 +41,7 @@ def lite(images: Path, out: Path) -> None:
     places = len(sorted((images / "query").glob("*.jpg"))) - VALIDATION_PLACES
     pairs = lite_model.training_pairs(images, max(places, 2))
     state = efficientnet_lite.load_weights()
-    with tqdm(total=6 * len(pairs), desc="describing", unit="image", disable=None) as bar:
+    with tqdm(total=lite_model.IMAGES_A_PAIR * len(pairs), desc="describing", unit="image", disable=None) as bar:
         network, curve = lite_model.learn(state, pairs, lambda n: bar.update(n) and None)
     mark = lite_model.write_onnx(network, curve, out)
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, fingerprint {mark[:12]}, "

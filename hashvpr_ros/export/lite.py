@@ -4,7 +4,9 @@
    the mean of a 3x4 grid; each part is L2-normalised, all are concatenated and normalised again.
 2. Learned whitening from matching pairs (the same, section 3.3): the covariance of the differences
    within places is whitened, then the principal axes of the result are kept.
-3. The code is the sign of a rotation of the feature, found by ITQ (Gong et al., TPAMI 2013).
+3. The code is the sign of 512 projections of the leading dimensions of the feature, found by ITQ
+   (Gong et al., TPAMI 2013), with a tight frame in the place of its rotation: more bits than
+   dimensions, because the last dimensions are mostly noise.
 
 Everything learned comes from the training places given to `build`, in float64 on one thread with
 fixed seeds, and is rounded to float16, so that the same sources give the same file.
@@ -27,16 +29,21 @@ from torch.nn import functional
 
 from hashvpr_ros.engine.preprocess import resize
 from hashvpr_ros.errors import DatasetError, EngineError
+from hashvpr_ros.export.augment import random_camera
 from hashvpr_ros.export.efficientnet_lite import EfficientNetLite0
+from hashvpr_ros.types import CODE_BITS
 
 HEIGHT, WIDTH = 192, 256
 TAPS = (6, 10)
 GRID = (3, 4)
 GEM_POWER = 3.0
 FEATURE_DIM = 512
-SHRINKAGE = 1.0  # of the within-place covariance towards a multiple of the identity
-_PRINCIPAL = 900  # axes kept before whitening: about the rank that the training images give
+CODE_DIM = 384  # leading dimensions of the feature that the code is made of
+SHRINKAGE = 0.3  # of the within-place covariance towards a multiple of the identity
+_PRINCIPAL = 900  # axes kept before whitening
+_CAMERAS = 4  # random cameras under which each training image is seen
 _ITQ_ITERATIONS = 50
+IMAGES_A_PAIR = 2 * (3 + _CAMERAS)  # plain, flipped, cropped, random cameras; of two sides
 NAME, VERSION = "hashvpr_lite", "1"
 LICENSE = "Apache-2.0"
 OPSET = 17
@@ -65,21 +72,21 @@ class PooledBackbone(nn.Module):
 class LiteNetwork(nn.Module):
     """The engine's graph: uint8 [N, H, W, 3] to codes uint8 [N, 64] and features float32 [N, D]."""
 
-    def __init__(self, pooled: PooledBackbone, whitening: Whitening, rotation: Tensor) -> None:
+    def __init__(self, pooled: PooledBackbone, whitening: Whitening, code: Tensor) -> None:
         super().__init__()
         self.pooled = pooled
         # Kept as float16 and widened in the graph: half the file, and rounding hides the last
         # digits in which linear algebra libraries differ.
         self.register_buffer("projection", whitening.projection.half())
         self.register_buffer("offset", (whitening.mean @ whitening.projection.half().double()).half())
-        self.register_buffer("rotation", rotation.half())
+        self.register_buffer("code", code.half())
         self.register_buffer("bit_values", 2.0 ** torch.arange(7, -1, -1).reshape(8, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         feature = functional.normalize(
             self.pooled(images) @ self.projection.float() - self.offset.float()
         )
-        bits = (feature @ self.rotation.float() >= 0).float()
+        bits = (feature[:, :CODE_DIM] @ self.code.float() >= 0).float()
         packed = bits.reshape(-1, 64, 8) @ self.bit_values
         return packed.reshape(-1, 64).to(torch.uint8), feature
 
@@ -119,18 +126,21 @@ def learn_whitening(first: Tensor, second: Tensor) -> Whitening:
     return Whitening(mean, projection / projection.norm(dim=0).mean())
 
 
-def learn_rotation(features: Tensor) -> Tensor:
-    """ITQ: the rotation [D, D] after which signs lose least of the features, float64 [n, D]."""
+def learn_code(features: Tensor) -> Tensor:
+    """ITQ: the projection [CODE_DIM, 512] after whose signs least of the features is lost.
+
+    Args:
+        features: whitened, float64 [n, FEATURE_DIM]; the leading CODE_DIM dimensions are used.
+    """
     generator = torch.Generator().manual_seed(0)
-    dim = features.shape[1]
-    rotation, _ = torch.linalg.qr(
-        torch.randn(dim, dim, generator=generator, dtype=torch.float64)
-    )
+    x = functional.normalize(features[:, :CODE_DIM])
+    start = torch.randn(CODE_BITS, CODE_DIM, generator=generator, dtype=torch.float64)
+    projection = torch.linalg.qr(start)[0].T  # orthonormal rows
     for _ in range(_ITQ_ITERATIONS):
-        signs = torch.where(features @ rotation >= 0, 1.0, -1.0).double()
-        u, _, vh = torch.linalg.svd(signs.T @ features)
-        rotation = (u @ vh).T
-    return rotation
+        signs = torch.where(x @ projection >= 0, 1.0, -1.0).double()
+        u, _, vh = torch.linalg.svd(x.T @ signs, full_matrices=False)
+        projection = u @ vh
+    return projection
 
 
 def fit_probability_curve(cosines: Tensor, right: Tensor) -> tuple[float, float]:
@@ -170,7 +180,7 @@ def _held_out_matches(views: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tenso
             torch.cat([v[1][train] for v in views.values()]),
         )
         reference = whitening(views["plain"][1][test])
-        for name in ("plain", "crop"):
+        for name in ("plain", "crop", "camera0"):
             similarity = whitening(views[name][0][test]) @ reference.T
             best = similarity.max(1)
             cosines.append(best.values)
@@ -231,7 +241,7 @@ def learn(
 
     Args:
         state: weights of EfficientNet-Lite0.
-        progress: called with the number of images done; 6 a pair in all.
+        progress: called with the number of images done; IMAGES_A_PAIR in all.
 
     Returns:
         the network and its probability curve.
@@ -245,6 +255,10 @@ def learn(
         "flip": lambda image: np.ascontiguousarray(image[:, ::-1]),
         "crop": lambda image: _crop(image, rng),
     }
+    for i in range(_CAMERAS):
+        augmentations[f"camera{i}"] = lambda image: random_camera(
+            resize(image, HEIGHT, WIDTH), rng
+        )
     views = {
         name: tuple(_pool(pooled, [change(i) for i in side], progress) for side in images)
         for name, change in augmentations.items()
@@ -253,8 +267,8 @@ def learn(
     first = torch.cat([v[0] for v in views.values()])
     second = torch.cat([v[1] for v in views.values()])
     whitening = learn_whitening(first, second)
-    rotation = learn_rotation(whitening(torch.cat([first, second])))
-    return LiteNetwork(pooled, whitening, rotation).eval(), curve
+    code = learn_code(whitening(torch.cat([first, second])))
+    return LiteNetwork(pooled, whitening, code).eval(), curve
 
 
 def fingerprint(network: nn.Module) -> str:

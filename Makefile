@@ -1,0 +1,35 @@
+# Two commands for everybody: `make demo` and `make test`.
+# Python 3.10 to 3.12; another than python3 by `make PYTHON=python3.11 test`.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& echo $$p && break; done || true)
+SHELL := /bin/bash
+ENV := . .venv/env.sh
+BUILT := $(ENV) && . install/setup.bash
+
+.PHONY: demo test env build lint unit nodes clean
+
+demo: build
+	@$(BUILT) && python -m hashvpr_ros.cli.main demo $(if $(DATA),--data "$(DATA)") $(DEMO_ARGS)
+
+test: lint unit nodes
+
+env:
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.10 to 3.12; none was found" >&2; exit 2; }
+	@$(PYTHON) scripts/setup_env.py
+
+lint: env
+	@$(ENV) && ruff check . && mypy hashvpr_ros scripts/setup_env.py && lint-imports
+
+unit: env
+	@$(ENV) && python -m pytest test/unit
+
+build: env
+	@$(ENV) && scripts/build.sh
+
+nodes: build
+	@$(BUILT) && rm -rf build/hashvpr_ros/test_results && colcon test --event-handlers console_direct+ \
+		--return-code-on-test-failure && colcon test-result --verbose
+
+clean:
+	rm -rf .venv build install log demo_output

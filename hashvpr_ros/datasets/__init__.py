@@ -1,0 +1,1 @@
+"""Readers: folders of images, the VPR-Bench layout, bags."""

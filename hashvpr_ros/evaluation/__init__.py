@@ -1,0 +1,1 @@
+"""Measures: recall, precision, latency, and the report that shows them."""

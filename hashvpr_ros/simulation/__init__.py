@@ -1,0 +1,1 @@
+"""A rendered course with exact poses, for the demo and the tests."""
