@@ -1,0 +1,253 @@
+"""A real `vpr_node` process, and a client that talks to it over DDS.
+
+Every test process has a domain of its own, so that runs side by side do not hear one another.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before rclpy is imported anywhere. 1 to 100: above, ports collide with those of the system.
+os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="vpr_test_log"))
+
+rclpy = pytest.importorskip("rclpy", reason="needs a ROS 2 environment (rclpy)")
+pytest.importorskip("hashvpr_ros.msg", reason="needs the package built by colcon (its messages)")
+
+import numpy as np  # noqa: E402
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
+from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+
+# Slow machines take long to start a process; whoever waits returns as soon as the event is there.
+PATIENCE_S = 40.0
+ROOT = Path(__file__).resolve().parents[2]
+TRANSITIONS = {
+    "configure": Transition.TRANSITION_CONFIGURE,
+    "cleanup": Transition.TRANSITION_CLEANUP,
+    "activate": Transition.TRANSITION_ACTIVATE,
+    "deactivate": Transition.TRANSITION_DEACTIVATE,
+    "unconfigured_shutdown": Transition.TRANSITION_UNCONFIGURED_SHUTDOWN,
+    "inactive_shutdown": Transition.TRANSITION_INACTIVE_SHUTDOWN,
+    "active_shutdown": Transition.TRANSITION_ACTIVE_SHUTDOWN,
+}
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
+    """The first truthy value of a condition."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.005)
+    raise AssertionError(f"waited {timeout_s:.0f} s in vain until {what}")
+
+
+class Client:
+    """A node of the test: calls services, publishes, and keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node(f"test_{uuid.uuid4().hex[:8]}", context=self.context)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self._thread.start()
+        self._clients: dict[tuple[Any, str], Any] = {}
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self._thread.join(5.0)
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+    def call(self, kind: Any, name: str, request: Any, timeout_s: float = PATIENCE_S) -> Any:
+        """The response of a service."""
+        client = self._clients.get((kind, name))
+        if client is None:
+            client = self._clients[kind, name] = self.node.create_client(kind, name)
+        assert client.wait_for_service(timeout_s), f"no service {name}"
+        done = threading.Event()
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        assert done.wait(timeout_s), f"{name} did not answer in {timeout_s:.0f} s"
+        return future.result()
+
+    def listen(self, kind: Any, topic: str, qos: Any = 50) -> list[Any]:
+        """A list that fills with the messages of a topic."""
+        heard: list[Any] = []
+        subscription = self.node.create_subscription(kind, topic, heard.append, qos)
+        heard_of[id(heard)] = subscription
+        return heard
+
+    def publisher(self, kind: Any, topic: str, reliable: bool = True, depth: int = 10) -> Any:
+        """A publisher; give it to `publish` for the first message to arrive for sure."""
+        reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        return self.node.create_publisher(
+            kind, topic, QoSProfile(depth=depth, reliability=reliability)
+        )
+
+    def matched(self, publisher: Any) -> Any:
+        """The same publisher, once somebody listens."""
+        wait_until(publisher.get_subscription_count, f"somebody listens on {publisher.topic_name}")
+        return publisher
+
+
+heard_of: dict[int, Any] = {}
+
+
+class VprProcess:
+    """`vpr_node` as a process in a namespace of its own."""
+
+    def __init__(self, client: Client, log: Path, parameters: dict[str, Any]) -> None:
+        self.client = client
+        self.namespace = f"/t{uuid.uuid4().hex[:8]}"
+        self.log = log
+        command = [sys.executable, "-m", "hashvpr_ros.ros.node", "--ros-args"]
+        command += ["-r", f"__ns:={self.namespace}"]
+        for name, value in parameters.items():
+            command += ["-p", f"{name}:={_yaml(value)}"]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        with log.open("w") as f:
+            self.process = subprocess.Popen(
+                command, stdout=f, stderr=subprocess.STDOUT, env=environment
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{self.namespace}/vpr_node"
+
+    def topic(self, name: str) -> str:
+        return f"{self.name}/{name}"
+
+    def call(self, kind: Any, name: str, **fields: Any) -> Any:
+        """The response of one of the node's services."""
+        if self.process.poll() is not None:
+            raise AssertionError(f"the node has ended:\n{self.text()}")
+        return self.client.call(kind, self.topic(name), kind.Request(**fields))
+
+    def state(self) -> str:
+        return str(self.call(GetState, "get_state").current_state.label)
+
+    def change(self, transition: str) -> bool:
+        """Whether a transition succeeded."""
+        request = Transition(id=TRANSITIONS[transition])
+        return bool(self.call(ChangeState, "change_state", transition=request).success)
+
+    def set(self, name: str, value: Any) -> Any:
+        """The result of setting a parameter: `successful` and `reason`."""
+        parameter = Parameter(name, value=value).to_parameter_msg()
+        return self.call(SetParameters, "set_parameters", parameters=[parameter]).results[0]
+
+    def get(self, name: str) -> Any:
+        message = self.call(GetParameters, "get_parameters", names=[name]).values[0]
+        return rclpy.parameter.parameter_value_to_python(message)
+
+    def describe(self, *names: str) -> list[Any]:
+        return list(
+            self.call(DescribeParameters, "describe_parameters", names=list(names)).descriptors
+        )
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def logged(self, text: str) -> int:
+        return self.text().count(text)
+
+    def stop(self, sig: int = signal.SIGINT) -> int:
+        """Send a signal and return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        try:
+            return self.process.wait(20.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"the node did not end:\n{self.text()}") from None
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(f"'{v}'" for v in value) + "]"
+    if isinstance(value, (str, Path)):
+        return f"'{value}'"
+    return str(value)
+
+
+@pytest.fixture(scope="session")
+def client():
+    client = Client()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def start_module(client, tmp_path_factory):
+    """Starts nodes that live as long as the module."""
+    yield from _starter(client, tmp_path_factory.mktemp("log"))
+
+
+@pytest.fixture
+def start(client, tmp_path):
+    """Starts nodes that live as long as the test."""
+    yield from _starter(client, tmp_path)
+
+
+def _starter(client: Client, folder: Path):
+    started: list[VprProcess] = []
+
+    def start(**parameters: Any) -> VprProcess:
+        # `map__path=` for `map.path`
+        parameters = {k.replace("__", "."): v for k, v in parameters.items()}
+        parameters = {"engine.threads": 1, "map.path": "", **parameters}
+        if parameters["map.path"] == "":
+            parameters["map.path"] = str(folder / f"{len(started)}.vprmap")
+        node = VprProcess(client, folder / f"{len(started)}.log", parameters)
+        started.append(node)
+        return node
+
+    yield start
+    for node in started:
+        if node.process.poll() is None:
+            node.process.kill()
+        node.process.wait()
+
+
+def picture(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
+    """An image that differs from those of other seeds: uint8 [H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (5, 7, 3), np.uint8)
+    rows, columns = np.arange(height) * 5 // height, np.arange(width) * 7 // width
+    return np.ascontiguousarray(coarse[rows][:, columns])
+
+
+def image_message(image: np.ndarray, stamp_ns: int, frame_id: str = "lens") -> Image:
+    """A sensor_msgs/Image of RGB pixels."""
+    import array
+
+    message = Image(height=image.shape[0], width=image.shape[1], encoding="rgb8")
+    message.step = image.shape[1] * 3
+    message.data = array.array("B", image.tobytes())
+    message.header.frame_id = frame_id
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 10**9)
+    return message
