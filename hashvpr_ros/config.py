@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -269,3 +270,42 @@ def from_flat(values: Mapping[str, Any]) -> Config:
             config, **{group: dataclasses.replace(getattr(config, group), **leaves)}
         )
     return config
+
+
+def yaml_text(node: str = "/**") -> str:
+    """Every parameter as the YAML file that a node takes, commented; `config/vpr.yaml` is this."""
+    lines = [
+        "# Every parameter of vpr_node, with its default. Printed by `hashvpr config`.",
+        "# [live]: may be changed at any time; the others while the node is unconfigured.",
+        f"{node}:",
+        "  ros__parameters:",
+    ]
+    group = ""
+    for s in settings():
+        head, _, leaf = s.name.rpartition(".")
+        if head != group:
+            group = head
+            lines += ["", f"    {head}:"]
+        indent = "      " if head else "    "
+        lines += [f"{indent}# {line}" for line in textwrap.wrap(describe(s), 95 - len(indent))]
+        lines.append(f"{indent}{leaf}: {_yaml_value(s.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def describe(setting: Setting) -> str:
+    """Meaning, unit, range and changeability of a setting, in one line."""
+    notes = [setting.unit] if setting.unit else []
+    if setting.low is not None and setting.high is not None:
+        notes.append(f"{setting.low:g} to {setting.high:g}")
+    note = f" ({', '.join(notes)})" if notes else ""
+    live = {LIVE: " [live]", CONFIGURE: "", START: " [at start only]"}[setting.change]
+    return setting.doc.rstrip(".,") + note + "." + live
+
+
+def _yaml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        # A typed empty list cannot be written in YAML: [""] stands for it, and the node reads it so.
+        return "[" + ", ".join(f'"{v}"' for v in value or [""]) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)

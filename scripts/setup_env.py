@@ -43,7 +43,11 @@ def run(*command: str) -> None:
 
 
 def patch_cmake_files(python: str) -> None:
-    """Replace two paths of the machine that built the wheels in their exported CMake files."""
+    """Mend the CMake files of the wheels.
+
+    They name two folders of the machine that built them. And CMake refuses to export a target
+    whose include folders lie in the source tree, where `.venv` is: only the build needs them.
+    """
     query = (
         "import sysconfig, numpy; print(sysconfig.get_paths()['include']); "
         "print(numpy.get_include())"
@@ -55,6 +59,10 @@ def patch_cmake_files(python: str) -> None:
     changes = {
         f"{old}/lib/python{dotted}/site-packages/numpy/_core/include": numpy_include,
         f"{old}/include/python{dotted}": include,
+        "PUBLIC ${Python3_INCLUDE_DIRS} ${Python3_NumPy_INCLUDE_DIRS}": (
+            'PUBLIC "$<BUILD_INTERFACE:${Python3_INCLUDE_DIRS}>" '
+            '"$<BUILD_INTERFACE:${Python3_NumPy_INCLUDE_DIRS}>"'
+        ),
     }
     for path in (VENV / "share").rglob("*.cmake"):
         text = path.read_text()

@@ -48,6 +48,12 @@ class HammingIndex:
         arrays = (self._codes, self._ids, self._sessions, self._stamps)
         return int(sum(a.nbytes for a in arrays))
 
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row: code, id, session, stamp."""
+        arrays = (self._codes, self._ids, self._sessions, self._stamps)
+        return int(sum(a.itemsize * int(np.prod(a.shape[1:], dtype=int)) for a in arrays))
+
     def reserve(self, rows: int) -> None:
         """Make room for so many rows in all, so that a load of known size copies nothing."""
         if rows <= len(self._ids):

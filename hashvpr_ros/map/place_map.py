@@ -397,6 +397,11 @@ class PlaceMap:
         return self._index.nbytes
 
     @property
+    def index_bytes_per_place(self) -> int:
+        """What one more place costs in memory, without the room kept for growth."""
+        return self._index.bytes_per_row
+
+    @property
     def file_bytes(self) -> int:
         """Size of the file and its write-ahead log; 0 in memory."""
         if not self.path:

@@ -1,0 +1,91 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hashvpr_ros.errors import ConfigError
+
+engine_option = click.option(
+    "--engine", "engine_path", type=click.Path(path_type=Path), default=None,
+    help="Model file (.onnx). Default: the lite model of the package.",
+)
+json_option = click.option(
+    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), default=None,
+    help="Also write the numbers to this file.",
+)
+
+
+def open_engine(path: Path | None) -> Any:
+    """Load the engine of `--engine`, warmed up."""
+    from hashvpr_ros.engine.factory import create_engine
+
+    engine = create_engine(path or "")
+    engine.warm_up()
+    return engine
+
+
+def write_json(path: Path | None, value: object) -> None:
+    """Write JSON atomically; None writes nothing.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if path is None:
+        return
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be written: {e.strerror}; give another path") from e
+
+
+def progress_bar(total: int, what: str, unit: str = "image") -> Any:
+    """A progress bar on a terminal, nothing elsewhere."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, unit=unit, disable=None, leave=False, delay=1.0)
+
+
+def ticker(bar: Any) -> Callable[[], None]:
+    """A callback that moves a progress bar by one."""
+
+    def tick() -> None:
+        bar.update(1)
+
+    return tick
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Columns padded to line up; the first left, the others right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def machine() -> str:
+    """The processor and cores, to stand beside numbers."""
+    import platform
+
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} cores"

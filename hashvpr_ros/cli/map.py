@@ -1,0 +1,143 @@
+"""`hashvpr map`: build, inspect and verify maps."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hashvpr_ros.cli.common import (
+    engine_option,
+    json_option,
+    open_engine,
+    progress_bar,
+    table,
+    ticker,
+    write_json,
+)
+from hashvpr_ros.errors import ConfigError, MapError
+
+_map_argument = click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
+
+
+@click.group(name="map")
+def command() -> None:
+    """Build, inspect and verify maps."""
+
+
+@command.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--bag", type=click.Path(path_type=Path), help="rosbag2, sqlite3 or mcap.")
+@click.option("--image-topic", help="Image or CompressedImage topic of the bag.")
+@click.option("--pose-topic", default="", help="Odometry or PoseStamped topic of the bag.")
+@click.option("--session", default="", help="Name of the session. Default: a UUID.")
+@click.option("--camera", default="camera", show_default=True, help="Name of the camera.")
+@click.option("--append", is_flag=True, help="Add to a map that exists.")
+@click.option("--every", is_flag=True, help="Keep every image, not only keyframes.")
+@engine_option
+def build(
+    out: Path, images: Path | None, bag: Path | None, image_topic: str | None, pose_topic: str,
+    session: str, camera: str, append: bool, every: bool, engine_path: Path | None,
+) -> None:
+    """Build the map OUT from a folder of images or a bag.
+
+    A folder has no times: each of its images becomes a keyframe.
+
+    \b
+    hashvpr map build office.vprmap --images office/
+    hashvpr map build office.vprmap --bag drive --image-topic /camera/image --pose-topic /odom
+    """
+    from hashvpr_ros.config import from_flat
+    from hashvpr_ros.map.place_map import PlaceMap
+    from hashvpr_ros.mapping.builder import build_map
+    from hashvpr_ros.matching.recognizer import Recognizer
+    from hashvpr_ros.types import Mode
+
+    if (images is None) == (bag is None):
+        raise ConfigError("give either --images DIR or --bag BAG")
+    frames: Any
+    if images is not None:
+        from hashvpr_ros.datasets.folder import FolderFrames
+
+        frames = FolderFrames(images)
+    else:
+        from hashvpr_ros.datasets.bag import BagFrames
+
+        assert bag is not None
+        if not image_topic:
+            raise ConfigError("--bag needs --image-topic; `hashvpr map build --help` shows how")
+        frames = BagFrames(bag, image_topic, pose_topic)
+    if out.exists() and not append:
+        raise MapError(f"{out}: exists; give another path, or --append to add to it")
+    config = from_flat(
+        {"keyframes.min_distance_m": 0.0, "keyframes.min_period_s": 0.0,
+         "keyframes.min_novelty_bits": 0}
+        if every or images is not None else {}
+    )
+    engine = open_engine(engine_path)
+    info = engine.info
+    with PlaceMap.open(
+        out, info.fingerprint, info.feature_dim, model_name=info.name, session=session
+    ) as place_map, progress_bar(len(frames), "mapping") as bar:
+        counts = build_map(
+            Recognizer(engine, place_map, config, mode=Mode.MAPPING), frames, camera=camera,
+            progress=ticker(bar),
+        )
+        place_map.flush()
+        total = len(place_map)
+    skipped = getattr(frames, "skipped", [])
+    for line in skipped[:5]:
+        click.echo(f"left out: {line}", err=True)
+    click.echo(
+        f"{out}: {counts.keyframes} keyframes from {counts.images} images"
+        + (f", {len(skipped)} images left out" if skipped else "")
+        + f"; {total} in the map"
+    )
+
+
+@command.command()
+@_map_argument
+@json_option
+def info(path: Path, json_path: Path | None) -> None:
+    """What MAP holds."""
+    from hashvpr_ros.map.place_map import PlaceMap
+
+    found = PlaceMap.read_info(path)
+    write_json(json_path, dataclasses.asdict(found))
+    click.echo(
+        table(
+            [
+                ("map", found.map_id),
+                ("model", f"{found.model_name or 'unnamed'} {found.fingerprint[:12]}"),
+                ("feature", f"{found.feature_dim} values"),
+                ("keyframes", str(found.keyframes)),
+                ("with pose", str(found.with_pose)),
+                ("with thumbnail", str(found.with_thumbnail)),
+                ("cameras", ", ".join(found.cameras)),
+                ("sessions", str(len(found.sessions))),
+                ("file", f"{found.file_bytes / 1e6:.1f} MB"),
+            ]
+        )
+    )
+    for session in found.sessions:
+        seconds = (session.last_stamp_ns - session.first_stamp_ns) / 1e9
+        click.echo(f"  {session.name}: {session.keyframes} keyframes over {seconds:.0f} s")
+
+
+@command.command()
+@_map_argument
+def verify(path: Path) -> None:
+    """Check MAP for damage: structure, counts and a checksum of every keyframe."""
+    from hashvpr_ros.map.place_map import PlaceMap
+
+    with PlaceMap.open(path, read_only=True, create=False) as place_map:
+        problems = place_map.verify()
+        count = len(place_map)
+    if problems:
+        for problem in problems:
+            click.echo(problem)
+        raise MapError(f"{path}: damaged ({len(problems)} problems); restore it from a copy")
+    click.echo(f"{path}: sound, {count} keyframes")
