@@ -1,16 +1,59 @@
-"""`hashvpr config`: every parameter of the node, as the YAML file that a launch takes."""
+"""`hashvpr config`: config/vpr.yaml, made from the settings themselves."""
 
 from __future__ import annotations
 
+import json
+import textwrap
+from typing import Any
+
 import click
 
-from hashvpr_ros.config import yaml_text
+from hashvpr_ros.config import CONFIGURE, LIVE, START, Setting, settings
+
+_HEADER = """\
+# Every parameter of vpr_node with its default. Made by `hashvpr config`; a copy may be edited and
+# given to the launch file as params_file:=... (lines may be left out, they keep their default).
+"""
+_CHANGE = {
+    LIVE: "may change at any time",
+    CONFIGURE: "may change while the node is unconfigured",
+    START: "set at start-up only",
+}
+
+
+def parameters_yaml() -> str:
+    """All parameters as a ROS 2 parameter file for any node name, with comments."""
+    lines = [_HEADER + "/**:", "  ros__parameters:"]
+    present_group = ""
+    for setting in settings():
+        group, _, leaf = setting.name.rpartition(".")
+        if group != present_group:
+            lines += ["", f"    {group}:"]
+            present_group = group
+        indent = "      " if group else "    "
+        lines += textwrap.wrap(
+            _comment(setting), 97, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+        )
+        lines.append(f"{indent}{leaf}: {_value(setting.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def _comment(setting: Setting) -> str:
+    facts = []
+    if setting.unit:
+        facts.append(setting.unit)
+    if setting.low is not None and setting.high is not None:
+        facts.append(f"{setting.low:g} to {setting.high:g}")
+    facts.append(_CHANGE[setting.change])
+    return f"{setting.doc} [{'; '.join(facts)}]"
+
+
+def _value(value: Any) -> str:
+    """YAML of a value: what JSON has, YAML has."""
+    return json.dumps(value)
 
 
 @click.command(name="config")
 def command() -> None:
-    """Print every parameter with its meaning, range and default as YAML.
-
-    hashvpr config > my_robot.yaml
-    """
-    click.echo(yaml_text(), nl=False)
+    """Print every parameter of the node, with its default and meaning, as a parameter file."""
+    click.echo(parameters_yaml(), nl=False)

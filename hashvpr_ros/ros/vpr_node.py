@@ -17,7 +17,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from hashvpr_ros.config import Config
-from hashvpr_ros.errors import ConfigError, HashVprError, ImageError
+from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
 from hashvpr_ros.msg import LoopClosure, MapStatus, PlaceDescriptor, PlaceHypotheses
 from hashvpr_ros.ros import conversions
 from hashvpr_ros.ros.cameras import Arrival, Cameras
@@ -66,10 +66,10 @@ class VprNode(LifecycleNode):
         self._stats = Stats()
         self._publishers_of_state: list[Any] = []
         self._last_status: MapStatus | None = None
-        self._parameters = Parameters(
+        self._settings = Parameters(
             self, lambda: self.state_label() == "unconfigured", self._on_live
         )
-        for sentence in self._parameters.unknown():
+        for sentence in self._settings.unknown():
             self.get_logger().warning(sentence)
         self._answer_while_busy()
         Services(
@@ -77,17 +77,17 @@ class VprNode(LifecycleNode):
             lambda: self._runtime,
             self._map_status,
             lambda: next(iter(self._topics), "camera"),
-            self._parameters.set_mode,
+            self._settings.set_mode,
         )
         self._image_group = MutuallyExclusiveCallbackGroup()
         self._pose_group = MutuallyExclusiveCallbackGroup()
         self._timer_group = MutuallyExclusiveCallbackGroup()
         # Not the node's clock: simulated time may stand still, and this must go on then.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._pub_diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._timers_by_us = [
             self.create_timer(
-                self._parameters.config().publish.diagnostics_period_s,
+                self._settings.config().publish.diagnostics_period_s,
                 self._on_diagnostics, self._timer_group, clock=self._steady,
             ),
             self.create_timer(
@@ -98,7 +98,7 @@ class VprNode(LifecycleNode):
     @property
     def autostart(self) -> bool:
         """Whether the node is to take itself to active."""
-        return self._parameters.config().autostart
+        return self._settings.config().autostart
 
     def state_label(self) -> str:
         """The present lifecycle state."""
@@ -144,7 +144,7 @@ class VprNode(LifecycleNode):
     def on_configure(self, state: Any) -> TransitionCallbackReturn:
         """Load engine and map; FAILURE leaves the node unconfigured."""
         try:
-            self._configure(self._parameters.config())
+            self._configure(self._settings.config())
         except BaseException:
             self._release()
             raise
@@ -182,17 +182,17 @@ class VprNode(LifecycleNode):
             self._publishers_of_state.append(publisher)
             return publisher
 
-        self._hypotheses = lifecycle(PlaceHypotheses, "~/hypotheses")
-        self._loop_closures = lifecycle(LoopClosure, "~/loop_closures")
-        self._descriptors = lifecycle(PlaceDescriptor, "~/descriptors")
+        self._pub_hypotheses = lifecycle(PlaceHypotheses, "~/hypotheses")
+        self._pub_closures = lifecycle(LoopClosure, "~/loop_closures")
+        self._pub_descriptors = lifecycle(PlaceDescriptor, "~/descriptors")
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._status = self.create_publisher(MapStatus, "~/map_status", latched)
+        self._pub_status = self.create_publisher(MapStatus, "~/map_status", latched)
         self._last_status = None
 
     @_transition
     def on_activate(self, state: Any) -> TransitionCallbackReturn:
         """Subscribe."""
-        config = self._parameters.config()
+        config = self._settings.config()
         assert self._runtime is not None
         self._stats.start(self._topics)
         result = super().on_activate(state)  # publishers first: no image's result is lost
@@ -263,7 +263,7 @@ class VprNode(LifecycleNode):
         for publisher in self._publishers_of_state:
             self.destroy_lifecycle_publisher(publisher)
         if self._publishers_of_state:
-            self.destroy_publisher(self._status)
+            self.destroy_publisher(self._pub_status)
         self._publishers_of_state = []
 
     # Images; in the worker's thread
@@ -307,14 +307,16 @@ class VprNode(LifecycleNode):
         hypotheses = conversions.to_hypotheses(decision, message.header, decode_ms, total_ms)
         if self._cameras is None:
             return  # deactivated meanwhile
-        self._hypotheses.publish(hypotheses)
+        self._pub_hypotheses.publish(hypotheses)
         if decision.accepted:
-            self._loop_closures.publish(conversions.to_loop_closure(decision, message.header))
+            self._pub_closures.publish(conversions.to_loop_closure(decision, message.header))
         if runtime.config.publish.descriptors:
-            self._descriptors.publish(
+            self._pub_descriptors.publish(
                 conversions.to_descriptor(decision, message.header, runtime.info.fingerprint)
             )
         self._stats.processed(camera, hypotheses.times, decision.accepted)
+        if decision.store_error:
+            self._on_failure(MapError(decision.store_error))
 
     def _on_failure(self, error: Exception) -> None:
         """Count and say a failure that the node survives."""
@@ -359,19 +361,19 @@ class VprNode(LifecycleNode):
             if last is not None:
                 last.header = status.header
             if status != last:
-                self._status.publish(status)
+                self._pub_status.publish(status)
                 self._last_status = status
         except Exception as e:  # the map or the publisher may go while a transition runs
             self.get_logger().debug(f"no map status: {e}")
 
     def _on_diagnostics(self) -> None:
         try:
-            stale_after_s = self._parameters.config().input.stale_after_s
+            stale_after_s = self._settings.config().input.stale_after_s
             message = diagnostics(
                 self.get_name(), self.state_label(), self._stats, self._runtime, stale_after_s
             )
             message.header.stamp = self.get_clock().now().to_msg()
-            self._diagnostics.publish(message)
+            self._pub_diagnostics.publish(message)
             cameras = self._cameras
             if cameras is not None:
                 cameras.report_silence(stale_after_s)

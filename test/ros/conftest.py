@@ -22,6 +22,10 @@ import pytest
 # Before rclpy is imported anywhere. 1 to 100: above, ports collide with those of the system.
 os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+# By default images of more than 0.5 MB are lost on the way; see the file.
+os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(
+    Path(__file__).resolve().parents[2] / "config" / "fastdds.xml"
+)
 os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="vpr_test_log"))
 
 rclpy = pytest.importorskip("rclpy", reason="needs a ROS 2 environment (rclpy)")
