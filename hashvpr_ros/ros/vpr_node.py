@@ -15,6 +15,7 @@ from rclpy.exceptions import InvalidTopicNameException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.validate_topic_name import validate_topic_name
 
 from hashvpr_ros.config import Config
 from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
@@ -153,12 +154,16 @@ class VprNode(LifecycleNode):
     def _configure(self, config: Config) -> None:
         cameras = camera_names(config)
         self._topics = {n: image_topic(t, config.input.compressed) for n, t in cameras.items()}
-        for topic in self._topics.values():
-            try:
-                self.resolve_topic_name(topic)
-            except InvalidTopicNameException as e:
-                raise ConfigError(f"input.image_topics: {topic!r} is no topic name: {e}") from None
         check_pose_source(config.pose)
+        names = {t: "input.image_topics" for t in self._topics.values()}
+        if config.pose.source == "odometry":
+            names[config.pose.odometry_topic] = "pose.odometry_topic"
+        for topic, parameter in names.items():
+            try:
+                validate_topic_name(topic)
+            except InvalidTopicNameException as e:
+                reason = str(e).splitlines()[0]
+                raise ConfigError(f"{parameter}: {topic!r} is no topic name: {reason}") from None
         started = time.monotonic()
         runtime = Runtime(config, self._on_image, self._on_failure)
         self._stats.start(self._topics)

@@ -255,3 +255,78 @@ def image_message(image: np.ndarray, stamp_ns: int, frame_id: str = "lens") -> I
     message.header.frame_id = frame_id
     message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 10**9)
     return message
+
+
+def stamp_ns_of(message: Any) -> int:
+    """Nanoseconds of a message's header."""
+    return int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)
+
+
+START_NS = 10**18
+
+
+class Camera:
+    """Publishes images to an active node and waits for what it makes of them."""
+
+    def __init__(
+        self, node: VprProcess, topic: str = "image", kind: Any = Image, reliable: bool = True
+    ) -> None:
+        from hashvpr_ros.msg import PlaceHypotheses
+
+        self.node = node
+        self.heard = node.client.listen(PlaceHypotheses, node.topic("hypotheses"))
+        self.publisher = node.client.publisher(kind, f"{node.namespace}/{topic}", reliable)
+
+    def connect(self) -> Camera:
+        """Wait until the node listens."""
+        self.node.client.matched(self.publisher)
+        return self
+
+    def answers(self, stamp_ns: int) -> list[Any]:
+        """What was published for the image of a stamp."""
+        return [h for h in self.heard if stamp_ns_of(h) == stamp_ns]
+
+    def send(self, message: Any) -> Any:
+        """The hypotheses of an image. It is sent again when the middleware lost it."""
+        stamp_ns = stamp_ns_of(message)
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            self.publisher.publish(message)
+            again = time.monotonic() + 1.0
+            while time.monotonic() < again:
+                if found := self.answers(stamp_ns):
+                    return found[0]
+                time.sleep(0.002)
+        raise AssertionError(f"no hypotheses for an image; the node says:\n{self.node.text()}")
+
+    def show(self, seed: int, second: float) -> Any:
+        """The hypotheses of a picture."""
+        return self.send(image_message(picture(seed), START_NS + round(second * 1e9)))
+
+
+@pytest.fixture(scope="session")
+def diagnostics(client):
+    """The newest diagnostics of a node as {status: {key: value}}, with `level` and `message`."""
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    heard = client.listen(DiagnosticArray, "/diagnostics", 100)
+
+    def newest(wanted: Callable[[dict[str, dict[str, str]]], Any], what: str) -> dict[str, Any]:
+        del heard[:]
+
+        def found() -> Any:
+            for message in list(heard):
+                statuses = {
+                    s.name.rpartition(": ")[2]: {
+                        "level": s.level[0], "message": s.message,
+                        **{v.key: v.value for v in s.values},
+                    }
+                    for s in message.status
+                }  # fmt: skip
+                if wanted(statuses):
+                    return statuses
+            return None
+
+        return wait_until(found, what)
+
+    return newest

@@ -1,0 +1,227 @@
+"""Every transition over DDS, those that fail, and how the process ends."""
+
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from conftest import TRANSITIONS, Camera, wait_until
+
+from hashvpr_ros.engine.factory import default_model_path
+
+ALLOWED = {
+    "unconfigured": {"configure": "inactive"},
+    "inactive": {"activate": "active", "cleanup": "unconfigured"},
+    "active": {"deactivate": "inactive"},
+}
+
+
+@pytest.fixture(scope="module")
+def node(start_module):
+    return start_module()
+
+
+def test_every_transition_and_every_invalid_one(node):
+    for state, transition, reached in [
+        ("unconfigured", "configure", "inactive"),
+        ("inactive", "activate", "active"),
+        ("active", "deactivate", "inactive"),
+        ("inactive", "activate", "active"),
+        ("active", "deactivate", "inactive"),
+        ("inactive", "cleanup", "unconfigured"),
+        ("unconfigured", "configure", "inactive"),
+        ("inactive", "cleanup", "unconfigured"),
+    ]:
+        assert node.state() == state
+        for invalid in TRANSITIONS:
+            if invalid not in ALLOWED[state] and not invalid.startswith(state):
+                assert not node.change(invalid), f"{invalid} in {state}"
+                assert node.state() == state
+        assert node.change(transition)
+        assert node.state() == reached
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "reason"),
+    [
+        ("engine.path", None, "no such"),
+        ("engine.path", b"", "x.onnx"),
+        ("engine.path", b"not a network" * 100, "x.onnx"),
+        ("map.path", b"not a map" * 1000, "not a map"),
+        ("map.path", b"", "x"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence_and_can_be_put_right(
+    node, tmp_path, path, content, reason
+):
+    bad = tmp_path / ("x.onnx" if path == "engine.path" else "x.vprmap")
+    if content is not None:
+        bad.write_bytes(content)
+    good = node.get(path)
+    before = len(node.text().splitlines())
+    assert node.set(path, str(bad)).successful
+    assert not node.change("configure")
+    assert node.state() == "unconfigured"
+    said = [line for line in node.text().splitlines()[before:] if "ERROR" in line]
+    assert len(said) == 1 and str(bad) in said[0], said
+    assert "Traceback" not in node.text()
+    if content is not None:
+        assert bad.read_bytes() == content
+    assert node.set(path, good).successful
+    assert node.change("configure")
+    assert node.change("cleanup")
+
+
+def test_a_truncated_network_is_refused(node, tmp_path):
+    whole = default_model_path().read_bytes()
+    (tmp_path / "half.onnx").write_bytes(whole[: len(whole) // 2])
+    assert node.set("engine.path", str(tmp_path / "half.onnx")).successful
+    assert not node.change("configure")
+    assert node.set("engine.path", "").successful
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("input.image_topics", ["no topic!"], "no topic name"),
+        ("input.camera_names", ["a", "b"], "2 names for 1 topics"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(node, name, value, reason):
+    good = node.get(name)
+    assert node.set(name, value).successful
+    assert not node.change("configure")
+    assert reason in node.text()
+    assert node.set(name, good if good else [""]).successful
+    assert node.change("configure")
+    assert node.change("cleanup")
+
+
+def test_tf_without_tf2_ros_is_refused(node):
+    pytest.importorskip("rclpy")
+    import importlib.util
+
+    if importlib.util.find_spec("tf2_ros") is not None:
+        pytest.skip("tf2_ros is installed here")
+    assert node.set("pose.source", "tf").successful
+    assert not node.change("configure")
+    assert "tf2_ros is not installed" in node.text()
+    assert node.set("pose.source", "none").successful
+
+
+def test_a_damaged_map_is_refused_and_untouched(node, tmp_path):
+    path = tmp_path / "damaged.vprmap"
+    assert node.set("map.path", str(path)).successful
+    assert node.change("configure")
+    assert node.change("cleanup")
+    db = sqlite3.connect(path)
+    db.execute("DELETE FROM meta")
+    db.commit()
+    db.close()
+    damaged = path.read_bytes()
+    assert not node.change("configure")
+    assert path.read_bytes() == damaged
+    path.unlink()
+    assert node.change("configure")
+    assert node.change("cleanup")
+
+
+def test_a_map_in_use_elsewhere_is_refused(node, start, tmp_path):
+    path = tmp_path / "shared.vprmap"
+    other = start(map__path=str(path))
+    assert other.change("configure")
+    assert node.set("map.path", str(path)).successful
+    assert not node.change("configure")
+    assert "another process has this map open" in node.text()
+    assert other.change("cleanup")
+    assert node.change("configure")
+    assert node.change("cleanup")
+
+
+@pytest.mark.parametrize("state", ["unconfigured", "inactive", "active"])
+def test_shutdown_from_every_state(start, state):
+    node = start()
+    if state != "unconfigured":
+        assert node.change("configure")
+    if state == "active":
+        assert node.change("activate")
+    assert node.change(f"{state}_shutdown")
+    assert node.state() == "finalized"
+    assert not node.change("configure")
+    assert node.stop() == 0
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_and_writes_the_map(start, sig, tmp_path):
+    path = tmp_path / "m.vprmap"
+    # A period so long that only the end can have written the keyframe.
+    node = start(map__path=str(path), autostart=True, map__commit_period_s=60.0)
+    wait_until(lambda: node.logged("active: waiting"), "the node has started itself")
+    Camera(node).connect().show(1, 0.0)
+    assert node.stop(sig) == 0
+    assert count(path) == 1
+    assert not list(tmp_path.glob("m.vprmap-*")), "the write-ahead log was left behind"
+
+
+def test_killed_while_mapping_the_map_is_whole(start, tmp_path):
+    path = tmp_path / "m.vprmap"
+    stored = 0
+    for life in range(3):
+        node = start(
+            map__path=str(path), autostart=True, map__commit_period_s=0.0,
+            keyframes__min_period_s=0.0, keyframes__min_novelty_bits=0,
+        )  # fmt: skip
+        camera = Camera(node).connect()
+        for second in range(5):
+            camera.show(second, 100.0 * life + second)
+        node.stop(signal.SIGKILL)
+        copy = tmp_path / f"copy{life}.vprmap"
+        for suffix in ("", "-wal"):
+            if (tmp_path / f"m.vprmap{suffix}").exists():
+                shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+        assert count(copy) >= stored + 5
+        stored = count(copy)
+    assert "configured in" in node.text()
+
+
+def test_cleanup_frees_the_engine_and_the_map(node, tmp_path):
+    assert node.set("map.path", str(tmp_path / "freed.vprmap")).successful
+    for _ in range(3):
+        assert node.change("configure")
+        assert node.change("activate")
+        assert node.change("deactivate")
+        assert node.change("cleanup")
+    files = subprocess.run(
+        ["ls", "-l", f"/proc/{node.process.pid}/fd"], capture_output=True, text=True
+    ).stdout
+    assert ".vprmap" not in files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["-p", "matching.top_k:=0"], "matching.top_k"),
+        (["-p", "matching.top_k:=many"], "matching.top_k"),
+        (["-p", "mode:=slamming"], "mode must be one of"),
+        (["-p", "matching.target_precision:=.nan"], "matching.target_precision"),
+    ],
+)
+def test_a_bad_parameter_at_start_ends_the_process_with_one_sentence(arguments, reason):
+    done = subprocess.run(
+        [sys.executable, "-m", "hashvpr_ros.ros.node", "--ros-args", *arguments],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def count(path) -> int:
+    db = sqlite3.connect(path)
+    try:
+        assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        return db.execute("SELECT count(*) FROM keyframes").fetchone()[0]
+    finally:
+        db.close()
