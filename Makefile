@@ -19,7 +19,7 @@ env:
 	@$(PYTHON) scripts/setup_env.py
 
 lint: env
-	@$(ENV) && ruff check . && mypy hashvpr_ros scripts/setup_env.py && lint-imports
+	@$(ENV) && ruff check . && ruff format --check . && mypy hashvpr_ros scripts/setup_env.py && lint-imports
 
 unit: env
 	@$(ENV) && python -m pytest test/unit

@@ -1,16 +1,15 @@
 """Every setting of the recognizer and the node, with its unit, range and meaning.
 
-The dataclasses below are the one source: the node declares its parameters from them, a test holds
-`config/vpr.yaml`, the launch file and the README's table equal to them, and the offline tools build
-the same objects. A parameter's name is `group.field` (`matching.top_k`), or the bare field at the
-top level (`mode`).
+The dataclasses below are the one source: the node declares its parameters from them, a test
+holds `config/vpr.yaml`, the launch file and the README's table equal to them, and the offline
+tools build the same objects. A parameter's name is `group.field` (`matching.top_k`), or the bare
+field at the top level (`mode`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +31,12 @@ def _setting(
     change: str = CONFIGURE,
 ) -> Any:
     meta = {
-        "doc": doc, "unit": unit, "low": low, "high": high, "choices": choices, "change": change,
+        "doc": doc,
+        "unit": unit,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "change": change,
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -43,7 +47,9 @@ def _setting(
 class EngineConfig:
     """Which network runs, and on what."""
 
-    path: str = _setting("", "Model file: .onnx, or .engine/.plan. Empty: the lite model of the package.")
+    path: str = _setting(
+        "", "Model file: .onnx, or .engine/.plan. Empty: the lite model of the package."
+    )
     providers: list[str] = _setting(
         [],
         "ONNX Runtime execution providers in order of preference; those not installed are passed "
@@ -63,12 +69,18 @@ class MapConfig:
     )
     session: str = _setting("", "Name of the session that is recorded. Empty: a new UUID.")
     commit_period_s: float = _setting(
-        1.0, "Longest time that a keyframe may wait to be written; a crash loses no more.",
-        unit="s", low=0.0, high=60.0,
+        1.0,
+        "Longest time that a keyframe may wait to be written; a crash loses no more.",
+        unit="s",
+        low=0.0,
+        high=60.0,
     )
     thumbnail_px: int = _setting(
-        160, "Longer side of the JPEG kept with each keyframe. 0: none is kept.",
-        unit="px", low=0, high=640,
+        160,
+        "Longer side of the JPEG kept with each keyframe. 0: none is kept.",
+        unit="px",
+        low=0,
+        high=640,
     )
 
 
@@ -77,26 +89,44 @@ class MatchingConfig:
     """How candidates are found, ordered and accepted."""
 
     top_k: int = _setting(
-        100, "Candidates taken by Hamming distance and re-ranked by the float features.",
-        low=1, high=1000, change=LIVE,
+        100,
+        "Candidates taken by Hamming distance and re-ranked by the float features.",
+        low=1,
+        high=1000,
+        change=LIVE,
     )
-    max_hypotheses: int = _setting(5, "Hypotheses published per image.", low=1, high=100, change=LIVE)
+    max_hypotheses: int = _setting(
+        5, "Hypotheses published per image.", low=1, high=100, change=LIVE
+    )
     exclude_recent_s: float = _setting(
-        30.0, "Keyframes of the same session younger than this are not candidates (mode slam).",
-        unit="s", low=0.0, high=86400.0, change=LIVE,
+        30.0,
+        "Keyframes of the same session younger than this are not candidates (mode slam).",
+        unit="s",
+        low=0.0,
+        high=86400.0,
+        change=LIVE,
     )
     target_precision: float = _setting(
-        0.99, "A match is accepted as a loop closure when it is right with at least this probability.",
-        low=0.5, high=1.0, change=LIVE,
+        0.99,
+        "A match is accepted as a loop closure when it is right with at least this probability.",
+        low=0.5,
+        high=1.0,
+        change=LIVE,
     )
     sequence_length: int = _setting(
-        5, "Preceding images of the same camera that are asked whether they agree.",
-        low=1, high=100, change=CONFIGURE,
+        5,
+        "Preceding images of the same camera that are asked whether they agree.",
+        low=1,
+        high=100,
+        change=CONFIGURE,
     )
     min_sequence_support: float = _setting(
-        0.6, "Share of the preceding images that must agree before a match is accepted. 0: one "
+        0.6,
+        "Share of the preceding images that must agree before a match is accepted. 0: one "
         "image is enough.",
-        low=0.0, high=1.0, change=LIVE,
+        low=0.0,
+        high=1.0,
+        change=LIVE,
     )
 
 
@@ -105,23 +135,44 @@ class KeyframeConfig:
     """Which images become keyframes."""
 
     min_distance_m: float = _setting(
-        0.5, "With poses: a new keyframe after this distance, or",
-        unit="m", low=0.0, high=1000.0, change=LIVE,
+        0.5,
+        "With poses: a new keyframe after this distance, or",
+        unit="m",
+        low=0.0,
+        high=1000.0,
+        change=LIVE,
     )
     min_angle_rad: float = _setting(
-        0.35, "with poses: after this turn.", unit="rad", low=0.0, high=math.pi, change=LIVE,
+        0.35,
+        "with poses: after this turn.",
+        unit="rad",
+        low=0.0,
+        high=math.pi,
+        change=LIVE,
     )
     min_period_s: float = _setting(
-        0.5, "Without poses: no keyframe sooner than this after the last,",
-        unit="s", low=0.0, high=3600.0, change=LIVE,
+        0.5,
+        "Without poses: no keyframe sooner than this after the last,",
+        unit="s",
+        low=0.0,
+        high=3600.0,
+        change=LIVE,
     )
     min_novelty_bits: int = _setting(
-        40, "without poses: and only when its code differs from the last keyframe's by this much,",
-        unit="bits", low=0, high=512, change=LIVE,
+        40,
+        "without poses: and only when its code differs from the last keyframe's by this much,",
+        unit="bits",
+        low=0,
+        high=512,
+        change=LIVE,
     )
     max_period_s: float = _setting(
-        10.0, "without poses: or this much time has passed. 0: never for that reason.",
-        unit="s", low=0.0, high=86400.0, change=LIVE,
+        10.0,
+        "without poses: or this much time has passed. 0: never for that reason.",
+        unit="s",
+        low=0.0,
+        high=86400.0,
+        change=LIVE,
     )
 
 
@@ -131,14 +182,20 @@ class InputConfig:
 
     image_topics: list[str] = _setting(["image"], "Image topics, one per camera.")
     camera_names: list[str] = _setting(
-        [], "Names of the cameras, in the order of the topics. Empty: the topics' names.",
+        [],
+        "Names of the cameras, in the order of the topics. Empty: the topics' names.",
     )
     compressed: bool = _setting(
-        False, "Subscribe to sensor_msgs/CompressedImage on <topic>/compressed instead of Image.",
+        False,
+        "Subscribe to sensor_msgs/CompressedImage on <topic>/compressed instead of Image.",
     )
     stale_after_s: float = _setting(
-        5.0, "Diagnostics warn when no image has come for this long.",
-        unit="s", low=0.1, high=3600.0, change=LIVE,
+        5.0,
+        "Diagnostics warn when no image has come for this long.",
+        unit="s",
+        low=0.1,
+        high=3600.0,
+        change=LIVE,
     )
 
 
@@ -147,15 +204,20 @@ class PoseConfig:
     """Where the poses of keyframes come from."""
 
     source: str = _setting(
-        "none", "Where poses come from: none, odometry (a topic) or tf (needs tf2_ros).",
+        "none",
+        "Where poses come from: none, odometry (a topic) or tf (needs tf2_ros).",
         choices=("none", "odometry", "tf"),
     )
     odometry_topic: str = _setting("odom", "nav_msgs/Odometry topic, for source odometry.")
     fixed_frame: str = _setting("odom", "Frame in which tf gives poses, for source tf.")
     base_frame: str = _setting("base_link", "Frame whose pose tf gives, for source tf.")
     max_age_s: float = _setting(
-        0.2, "An image has a pose only when one was stamped within this time of it.",
-        unit="s", low=0.0, high=60.0, change=LIVE,
+        0.2,
+        "An image has a pose only when one was stamped within this time of it.",
+        unit="s",
+        low=0.0,
+        high=60.0,
+        change=LIVE,
     )
 
 
@@ -164,10 +226,16 @@ class PublishConfig:
     """What is published besides hypotheses and loop closures."""
 
     descriptors: bool = _setting(
-        False, "Publish the code and feature of every image on ~/descriptors.", change=LIVE,
+        False,
+        "Publish the code and feature of every image on ~/descriptors.",
+        change=LIVE,
     )
     diagnostics_period_s: float = _setting(
-        1.0, "Period of /diagnostics.", unit="s", low=0.1, high=60.0,
+        1.0,
+        "Period of /diagnostics.",
+        unit="s",
+        low=0.1,
+        high=60.0,
     )
 
 
@@ -176,11 +244,13 @@ class Config:
     """All settings."""
 
     mode: str = _setting(
-        "slam", "mapping: add keyframes; localization: query only; slam: query, then add.",
+        "slam",
+        "mapping: add keyframes; localization: query only; slam: query, then add.",
         choices=("mapping", "localization", "slam"),
     )
     autostart: bool = _setting(
-        False, "Configure and activate at start-up, for those without a lifecycle manager.",
+        False,
+        "Configure and activate at start-up, for those without a lifecycle manager.",
         change=START,
     )
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -270,42 +340,3 @@ def from_flat(values: Mapping[str, Any]) -> Config:
             config, **{group: dataclasses.replace(getattr(config, group), **leaves)}
         )
     return config
-
-
-def yaml_text(node: str = "/**") -> str:
-    """Every parameter as the YAML file that a node takes, commented; `config/vpr.yaml` is this."""
-    lines = [
-        "# Every parameter of vpr_node, with its default. Printed by `hashvpr config`.",
-        "# [live]: may be changed at any time; the others while the node is unconfigured.",
-        f"{node}:",
-        "  ros__parameters:",
-    ]
-    group = ""
-    for s in settings():
-        head, _, leaf = s.name.rpartition(".")
-        if head != group:
-            group = head
-            lines += ["", f"    {head}:"]
-        indent = "      " if head else "    "
-        lines += [f"{indent}# {line}" for line in textwrap.wrap(describe(s), 95 - len(indent))]
-        lines.append(f"{indent}{leaf}: {_yaml_value(s.default)}")
-    return "\n".join(lines) + "\n"
-
-
-def describe(setting: Setting) -> str:
-    """Meaning, unit, range and changeability of a setting, in one line."""
-    notes = [setting.unit] if setting.unit else []
-    if setting.low is not None and setting.high is not None:
-        notes.append(f"{setting.low:g} to {setting.high:g}")
-    note = f" ({', '.join(notes)})" if notes else ""
-    live = {LIVE: " [live]", CONFIGURE: "", START: " [at start only]"}[setting.change]
-    return setting.doc.rstrip(".,") + note + "." + live
-
-
-def _yaml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        # A typed empty list cannot be written in YAML: [""] stands for it, and the node reads it so.
-        return "[" + ", ".join(f'"{v}"' for v in value or [""]) + "]"
-    return f'"{value}"' if isinstance(value, str) else str(value)

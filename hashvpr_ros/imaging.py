@@ -216,7 +216,7 @@ def decode_compressed(data: Any, format: str = "") -> NDArray[np.uint8]:
     if image is None:
         raise ImageError(f"damaged {reader.__doc__} image: OpenCV cannot decode it")
     if raw_bayer and image.ndim == 2 and image.dtype == np.uint8:
-        return to_rgb(image, source, *image.shape, image.shape[1])
+        return to_rgb(image, source, image.shape[0], image.shape[1], image.shape[1])
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     return np.ascontiguousarray(cv2.cvtColor(image[:, :, :3], cv2.COLOR_BGR2RGB))

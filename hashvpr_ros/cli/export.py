@@ -18,7 +18,9 @@ def command() -> None:
 
 @command.command()
 @click.option(
-    "--images", type=click.Path(path_type=Path), required=True,
+    "--images",
+    type=click.Path(path_type=Path),
+    required=True,
     help="SPED in the layout of VPR-Bench (query/, ref/); all but its last 150 places are used.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .onnx to write.")
@@ -34,15 +36,19 @@ def lite(images: Path, out: Path) -> None:
         from hashvpr_ros.export import lite as lite_model
     except ImportError as e:
         raise ConfigError(
-            f"{e.name} is not installed; pip install 'hashvpr_ros[export]' brings what exports need"
+            f"{e.name} is not installed; pip install 'hashvpr_ros[export]' brings it"
         ) from e
     from tqdm import tqdm
 
     places = len(sorted((images / "query").glob("*.jpg"))) - VALIDATION_PLACES
     pairs = lite_model.training_pairs(images, max(places, 2))
     state = efficientnet_lite.load_weights()
-    with tqdm(total=lite_model.IMAGES_A_PAIR * len(pairs), desc="describing", unit="image", disable=None) as bar:
-        network, curve = lite_model.learn(state, pairs, lambda n: bar.update(n) and None)
+    with tqdm(
+        total=lite_model.IMAGES_A_PAIR * len(pairs), desc="describing", unit="image", disable=None
+    ) as bar:
+        network, curve = lite_model.learn(state, pairs, bar.update)
     mark = lite_model.write_onnx(network, curve, out)
-    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, fingerprint {mark[:12]}, "
-               f"probability curve {curve[0]} {curve[1]}, from {len(pairs)} places")
+    click.echo(
+        f"{out}: {out.stat().st_size / 1e6:.1f} MB, fingerprint {mark[:12]}, "
+        f"probability curve {curve[0]} {curve[1]}, from {len(pairs)} places"
+    )

@@ -39,8 +39,16 @@ def command() -> None:
 @click.option("--every", is_flag=True, help="Keep every image, not only keyframes.")
 @engine_option
 def build(
-    out: Path, images: Path | None, bag: Path | None, image_topic: str | None, pose_topic: str,
-    session: str, camera: str, append: bool, every: bool, engine_path: Path | None,
+    out: Path,
+    images: Path | None,
+    bag: Path | None,
+    image_topic: str | None,
+    pose_topic: str,
+    session: str,
+    camera: str,
+    append: bool,
+    every: bool,
+    engine_path: Path | None,
 ) -> None:
     """Build the map OUT from a folder of images or a bag.
 
@@ -73,17 +81,26 @@ def build(
     if out.exists() and not append:
         raise MapError(f"{out}: exists; give another path, or --append to add to it")
     config = from_flat(
-        {"keyframes.min_distance_m": 0.0, "keyframes.min_period_s": 0.0,
-         "keyframes.min_novelty_bits": 0}
-        if every or images is not None else {}
+        {
+            "keyframes.min_distance_m": 0.0,
+            "keyframes.min_period_s": 0.0,
+            "keyframes.min_novelty_bits": 0,
+        }
+        if every or images is not None
+        else {}
     )
     engine = open_engine(engine_path)
     info = engine.info
-    with PlaceMap.open(
-        out, info.fingerprint, info.feature_dim, model_name=info.name, session=session
-    ) as place_map, progress_bar(len(frames), "mapping") as bar:
+    with (
+        PlaceMap.open(
+            out, info.fingerprint, info.feature_dim, model_name=info.name, session=session
+        ) as place_map,
+        progress_bar(len(frames), "mapping") as bar,
+    ):
         counts = build_map(
-            Recognizer(engine, place_map, config, mode=Mode.MAPPING), frames, camera=camera,
+            Recognizer(engine, place_map, config, mode=Mode.MAPPING),
+            frames,
+            camera=camera,
             progress=ticker(bar),
         )
         place_map.flush()

@@ -1,4 +1,4 @@
-"""Starts the node and a player as processes of their own, for the demo and the node's benchmark."""
+"""Starts the node and a player as processes of their own, for the demo and the benchmark."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def share_file(relative: str) -> Path:
     raise ConfigError(f"{relative} was not found in {places[0]}; build the package again")
 
 
-def run_node(
-    parameters: Mapping[str, Any], bag: Path, out: Path, *, rate: float = 1.0
-) -> NodeRun:
+def run_node(parameters: Mapping[str, Any], bag: Path, out: Path, *, rate: float = 1.0) -> NodeRun:
     """Start `vpr_node`, play a bag to it over DDS, record the answers, stop it.
 
     Args:
@@ -105,16 +103,38 @@ def run_node(
     }
     with open(log_path, "w") as log:
         node = subprocess.Popen(
-            [sys.executable, "-m", "hashvpr_ros.ros.node", "--ros-args", "--params-file",
-             str(out / "parameters.yaml")],
-            stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+            [
+                sys.executable,
+                "-m",
+                "hashvpr_ros.ros.node",
+                "--ros-args",
+                "--params-file",
+                str(out / "parameters.yaml"),
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
     try:
         started, cpu = time.monotonic(), _cpu_s(node.pid)
         player = subprocess.run(
-            [sys.executable, "-m", "hashvpr_ros.ros.play_bag", str(bag), "--record", str(answers),
-             "--messages", str(share_file("msg")), "--node", NODE, "--rate", str(rate)],
-            env=environment, check=False,
+            [
+                sys.executable,
+                "-m",
+                "hashvpr_ros.ros.play_bag",
+                str(bag),
+                "--record",
+                str(answers),
+                "--messages",
+                str(share_file("msg")),
+                "--node",
+                NODE,
+                "--rate",
+                str(rate),
+            ],
+            env=environment,
+            check=False,
         )
         elapsed = time.monotonic() - started
         used = _cpu_s(node.pid) - cpu
@@ -128,7 +148,8 @@ def run_node(
         answers,
         {int(k): v for k, v in times["published_ns"].items()},
         {int(k): v for k, v in times["answered_ns"].items()},
-        used / elapsed, log_path,
+        used / elapsed,
+        log_path,
     )
 
 

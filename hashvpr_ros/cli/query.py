@@ -11,16 +11,31 @@ from hashvpr_ros.cli.common import engine_option, json_option, open_engine, tabl
 
 @click.command(name="query")
 @click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True,
-                type=click.Path(path_type=Path))
+@click.argument(
+    "images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @engine_option
-@click.option("--top-k", type=click.IntRange(1, 1000), default=100, show_default=True,
-              help="Candidates to re-rank.")
-@click.option("--show", type=click.IntRange(1, 100), default=5, show_default=True,
-              help="Hypotheses to print for each image.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(1, 1000),
+    default=100,
+    show_default=True,
+    help="Candidates to re-rank.",
+)
+@click.option(
+    "--show",
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    help="Hypotheses to print for each image.",
+)
 @json_option
 def command(
-    path: Path, images: tuple[Path, ...], engine_path: Path | None, top_k: int, show: int,
+    path: Path,
+    images: tuple[Path, ...],
+    engine_path: Path | None,
+    top_k: int,
+    show: int,
     json_path: Path | None,
 ) -> None:
     """Which places of MAP do the images show, each by itself?
@@ -63,8 +78,11 @@ def command(
                 rows = [("  place", "stamp (s)", "bits", "similarity", "probability", "session")]
                 rows += [
                     (
-                        f"  {h.keyframe.id}", f"{h.keyframe.stamp_ns / 1e9:.3f}",
-                        str(h.distance_bits), f"{h.similarity:.3f}", f"{h.probability:.3f}",
+                        f"  {h.keyframe.id}",
+                        f"{h.keyframe.stamp_ns / 1e9:.3f}",
+                        str(h.distance_bits),
+                        f"{h.similarity:.3f}",
+                        f"{h.probability:.3f}",
                         h.keyframe.session[:12],
                     )
                     for h in decision.hypotheses

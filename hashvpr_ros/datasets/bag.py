@@ -54,7 +54,7 @@ def stamp_ns(stamp: Any) -> int:
 
 
 def open_bag(path: Path) -> AnyReader:
-    """Open a bag for reading; to be used in a `with` statement.
+    """Open a bag for reading; the caller closes it.
 
     Raises:
         DatasetError: missing, foreign or damaged.
@@ -148,7 +148,11 @@ def decode(kind: str, message: Any) -> NDArray[np.uint8]:
     if kind == _COMPRESSED:
         return imaging.decode_compressed(message.data)
     return imaging.to_rgb(
-        message.data, message.encoding, message.height, message.width, message.step,
+        message.data,
+        message.encoding,
+        message.height,
+        message.width,
+        message.step,
         bool(message.is_bigendian),
     )
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from hashvpr_ros.datasets.base import Frame
 from hashvpr_ros.datasets.bag import typestore
+from hashvpr_ros.datasets.base import Frame
 from hashvpr_ros.errors import DatasetError
 from hashvpr_ros.types import Pose
 
@@ -62,17 +62,19 @@ def write_bag(path: Path, frames: Iterable[Frame], *, storage: str = "sqlite3") 
 
 
 def _header(types: dict, stamp_ns: int, frame_id: str):  # type: ignore[no-untyped-def]
-    stamp = types["builtin_interfaces/msg/Time"](
-        sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9
-    )
+    stamp = types["builtin_interfaces/msg/Time"](sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
     return types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
 
 
 def _image(types: dict, frame: Frame):  # type: ignore[no-untyped-def]
     height, width = frame.rgb.shape[:2]
     return types["sensor_msgs/msg/Image"](
-        header=_header(types, frame.stamp_ns, "camera"), height=height, width=width,
-        encoding="rgb8", is_bigendian=0, step=3 * width,
+        header=_header(types, frame.stamp_ns, "camera"),
+        height=height,
+        width=width,
+        encoding="rgb8",
+        is_bigendian=0,
+        step=3 * width,
         data=np.ascontiguousarray(frame.rgb).reshape(-1),
     )
 
@@ -87,7 +89,8 @@ def _odometry(types: dict, stamp_ns: int, pose: Pose):  # type: ignore[no-untype
     )
     still = vector(x=0.0, y=0.0, z=0.0)
     return types["nav_msgs/msg/Odometry"](
-        header=_header(types, stamp_ns, pose.frame_id), child_frame_id="base_link",
+        header=_header(types, stamp_ns, pose.frame_id),
+        child_frame_id="base_link",
         pose=types["geometry_msgs/msg/PoseWithCovariance"](pose=at, covariance=np.zeros(36)),
         twist=types["geometry_msgs/msg/TwistWithCovariance"](
             twist=types["geometry_msgs/msg/Twist"](linear=still, angular=still),

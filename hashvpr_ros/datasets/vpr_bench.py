@@ -76,8 +76,18 @@ def read_ground_truth(path: Path, queries: int, references: int) -> list[list[in
     try:
         rows = _load_objects(path)
         found = {int(row[0]): [int(i) for i in np.atleast_1d(row[1])] for row in rows}
-    except (ValueError, TypeError, IndexError, EOFError, pickle.UnpicklingError, KeyError,
-            AttributeError, ImportError, OverflowError, MemoryError) as e:
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        EOFError,
+        pickle.UnpicklingError,
+        KeyError,
+        AttributeError,
+        ImportError,
+        OverflowError,
+        MemoryError,
+    ) as e:
         raise DatasetError(
             f"{path}: not an array of (query, correct references): {e}; write it anew"
         ) from e
@@ -97,7 +107,8 @@ def _load_objects(path: Path) -> Any:
     data = io.BytesIO(path.read_bytes())
     version = np.lib.format.read_magic(data)
     read = {
-        (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
     if read is None:
         raise ValueError(f"unknown .npy version {version}")

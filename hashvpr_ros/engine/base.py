@@ -34,9 +34,7 @@ class DescriptorEngine(Protocol):
         """The engine's model, input size and provider."""
         ...
 
-    def describe(
-        self, images: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Describe a batch.
 
         Args:

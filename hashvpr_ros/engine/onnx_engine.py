@@ -56,19 +56,26 @@ class OnnxEngine:
         self.info = _read_info(session, self.path)
         self._session = session
         _log.info(
-            "engine %s %s: %d x %d pixels, %d-d features, on %s", self.info.name,
-            self.info.fingerprint[:12], self.info.width, self.info.height, self.info.feature_dim,
+            "engine %s %s: %d x %d pixels, %d-d features, on %s",
+            self.info.name,
+            self.info.fingerprint[:12],
+            self.info.width,
+            self.info.height,
+            self.info.feature_dim,
             ", ".join(session.get_providers()),
         )
 
-    def describe(
-        self, images: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """See `DescriptorEngine.describe`."""
         if self._session is None:
             raise EngineError(f"{self.path}: the engine is closed")
         want = (self.info.height, self.info.width, 3)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != want or not len(images):
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[1:] != want
+            or not len(images)
+        ):
             raise EngineError(
                 f"{self.path}: takes uint8 [N, {want[0]}, {want[1]}, 3], not {images.dtype} "
                 f"{list(images.shape)}"
@@ -98,7 +105,8 @@ def _choose_providers(wanted: Sequence[str]) -> list[str]:
     missing = [p for p in wanted if p not in available]
     if missing:
         _log.warning(
-            "execution providers not installed: %s; installed are %s", ", ".join(missing),
+            "execution providers not installed: %s; installed are %s",
+            ", ".join(missing),
             ", ".join(available),
         )
     if not chosen:
@@ -131,8 +139,10 @@ def _read_info(session: onnxruntime.InferenceSession, path: Path) -> EngineInfo:
         raise refuse(f"'images' has no fixed height and width: {shape}")
     if code.type != "tensor(uint8)" or len(code.shape) != 2 or code.shape[1] != CODE_BYTES:
         raise refuse(f"'codes' is {code.type} {code.shape}, not uint8 [N, {CODE_BYTES}]")
-    if feature.type != "tensor(float)" or len(feature.shape) != 2 or not (
-        isinstance(feature.shape[1], int) and feature.shape[1] > 0
+    if (
+        feature.type != "tensor(float)"
+        or len(feature.shape) != 2
+        or not (isinstance(feature.shape[1], int) and feature.shape[1] > 0)
     ):
         raise refuse(f"'features' is {feature.type} {feature.shape}, not float32 [N, D]")
     meta = session.get_modelmeta().custom_metadata_map

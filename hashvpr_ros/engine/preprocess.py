@@ -12,7 +12,9 @@ from hashvpr_ros.errors import ImageError
 def check_rgb(image: NDArray[np.uint8]) -> None:
     """Raise ImageError unless the image is uint8 [H, W, 3] with pixels."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
-        what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image)
+        what = (
+            f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image)
+        )
         raise ImageError(f"an image must be RGB, uint8 [H, W, 3], not {what}")
     if image.shape[2] != 3 or 0 in image.shape:
         raise ImageError(f"an image must be RGB with at least one pixel, not {list(image.shape)}")

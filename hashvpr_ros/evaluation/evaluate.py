@@ -57,7 +57,8 @@ class Evaluation:
             },
             "latency_ms": {k: median_p95(v) for k, v in self.times_ms.items()},
             "bytes_per_place": {
-                "resident": round(self.bytes_resident, 1), "stored": round(self.bytes_stored, 1),
+                "resident": round(self.bytes_resident, 1),
+                "stored": round(self.bytes_stored, 1),
             },
         }
 
@@ -98,8 +99,13 @@ def evaluate(
             resident = place_map.index_bytes_per_place
         stored = path.stat().st_size / max(len(ids), 1)
     return Evaluation(
-        *run[:4], positives=dataset.positives(tolerance), references=len(dataset.references),
-        top_k=top_k, times_ms=run[4], bytes_resident=resident, bytes_stored=stored,
+        *run[:4],
+        positives=dataset.positives(tolerance),
+        references=len(dataset.references),
+        top_k=top_k,
+        times_ms=run[4],
+        bytes_resident=resident,
+        bytes_stored=stored,
     )
 
 

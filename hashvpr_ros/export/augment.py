@@ -1,8 +1,8 @@
 """Random cameras: what makes the same place look different to another camera or at another time.
 
-Gain, gamma, contrast, colour cast, grey, blur, noise, vignette, the black circle of a fisheye lens,
-black borders, radial distortion, a small zoom, shift and roll. A descriptor learned under these
-puts places apart within one domain, where all images share one camera's look.
+Gain, gamma, contrast, colour cast, grey, blur, noise, vignette, the black circle of a fisheye
+lens, black borders, radial distortion, a small zoom, shift and roll. A descriptor learned
+under these puts places apart within one domain, where all images share one camera's look.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ def _geometry(
     to_u = (np.cos(roll) * u - np.sin(roll) * v * aspect) * radial + shift_u
     to_v = (np.sin(roll) * u / aspect + np.cos(roll) * v) * radial + shift_v
     return cv2.remap(
-        image, ((to_u + 1) * width / 2).astype(np.float32),
-        ((to_v + 1) * height / 2).astype(np.float32), cv2.INTER_LINEAR,
+        image,
+        ((to_u + 1) * width / 2).astype(np.float32),
+        ((to_v + 1) * height / 2).astype(np.float32),
+        cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REFLECT_101,
     )
 

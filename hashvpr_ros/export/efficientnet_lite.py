@@ -28,7 +28,12 @@ class FoldedConv(nn.Module):
     """A convolution with the BatchNorm behind it folded in and TensorFlow's "same" padding."""
 
     def __init__(
-        self, state: Mapping[str, Tensor], conv: str, norm: str, stride: int, relu: bool,
+        self,
+        state: Mapping[str, Tensor],
+        conv: str,
+        norm: str,
+        stride: int,
+        relu: bool,
         depthwise: bool = False,
     ) -> None:
         super().__init__()

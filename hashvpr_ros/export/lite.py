@@ -1,7 +1,7 @@
 """Builds the lite model: frozen EfficientNet-Lite0, classical whitening, iterative quantisation.
 
-1. Outputs of two MBConv blocks are pooled by GeM (Radenovic et al., TPAMI 2019, section 3.2) and by
-   the mean of a 3x4 grid; each part is L2-normalised, all are concatenated and normalised again.
+1. Outputs of two MBConv blocks are pooled by GeM (Radenovic et al., TPAMI 2019, section 3.2) and
+   by the mean of a 3x4 grid; each part is L2-normalised, all are concatenated and normalised.
 2. Learned whitening from matching pairs (the same, section 3.3): the covariance of the differences
    within places is whitened, then the principal axes of the result are kept.
 3. The code is the sign of 512 projections of the leading dimensions of the feature, found by ITQ
@@ -48,7 +48,7 @@ NAME, VERSION = "hashvpr_lite", "1"
 LICENSE = "Apache-2.0"
 OPSET = 17
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 
 
 class PooledBackbone(nn.Module):
@@ -70,7 +70,7 @@ class PooledBackbone(nn.Module):
 
 
 class LiteNetwork(nn.Module):
-    """The engine's graph: uint8 [N, H, W, 3] to codes uint8 [N, 64] and features float32 [N, D]."""
+    """The engine's graph: uint8 [N, H, W, 3] to codes uint8 [N, 64], features float32 [N, D]."""
 
     def __init__(self, pooled: PooledBackbone, whitening: Whitening, code: Tensor) -> None:
         super().__init__()
@@ -78,7 +78,9 @@ class LiteNetwork(nn.Module):
         # Kept as float16 and widened in the graph: half the file, and rounding hides the last
         # digits in which linear algebra libraries differ.
         self.register_buffer("projection", whitening.projection.half())
-        self.register_buffer("offset", (whitening.mean @ whitening.projection.half().double()).half())
+        self.register_buffer(
+            "offset", (whitening.mean @ whitening.projection.half().double()).half()
+        )
         self.register_buffer("code", code.half())
         self.register_buffer("bit_values", 2.0 ** torch.arange(7, -1, -1).reshape(8, 1))
 
@@ -295,12 +297,21 @@ def write_onnx(network: LiteNetwork, curve: tuple[float, float], path: Path) -> 
 
     temporary = path.with_name(f".{path.name}.new")
     example = torch.randint(
-        0, 256, (2, HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+        0,
+        256,
+        (2, HEIGHT, WIDTH, 3),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(1),
     )
     try:
         torch.onnx.export(
-            network, (example,), str(temporary), input_names=["images"],
-            output_names=["codes", "features"], opset_version=OPSET, dynamo=False,
+            network,
+            (example,),
+            str(temporary),
+            input_names=["images"],
+            output_names=["codes", "features"],
+            opset_version=OPSET,
+            dynamo=False,
             dynamic_axes={"images": {0: "N"}, "codes": {0: "N"}, "features": {0: "N"}},
         )
         model = onnx.load(str(temporary))
@@ -317,9 +328,7 @@ def write_onnx(network: LiteNetwork, curve: tuple[float, float], path: Path) -> 
         model.producer_name, model.producer_version = "hashvpr_ros", ""
         onnx.checker.check_model(model, full_check=True)
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-        session = onnxruntime.InferenceSession(
-            str(temporary), providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         codes, features = session.run(None, {"images": example.numpy()})
         with torch.no_grad():
             want_codes, want_features = (t.numpy() for t in network(example))

@@ -129,8 +129,7 @@ class PlaceMap:
             "model_name": model_name,
         }
         if not fingerprint or not feature_dim:
-            if path == "" or not Path(path).expanduser().exists():
-                create = False
+            create = False  # a new map must say what made it
         store = Store.open(path, meta, read_only=read_only, create=create)
         try:
             return cls(store, session, commit_period_s)
@@ -240,8 +239,14 @@ class PlaceMap:
             raise MapError("a feature holds NaN or infinity; the engine is at fault")
         pose = place.pose if place.pose is not None and place.pose.is_valid() else None
         return Row(
-            id_, self.session, place.camera, int(place.stamp_ns), pose, code.tobytes(),
-            feature.astype("<f2").tobytes(), place.thumbnail,
+            id_,
+            self.session,
+            place.camera,
+            int(place.stamp_ns),
+            pose,
+            code.tobytes(),
+            feature.astype("<f2").tobytes(),
+            place.thumbnail,
         )
 
     def flush(self) -> int:
@@ -298,8 +303,8 @@ class PlaceMap:
 
         Args:
             code: uint8 [64].
-            exclude_session, exclude_after_ns: keyframes of this session stamped after this are left
-                out before the search, so that k others remain.
+            exclude_session, exclude_after_ns: keyframes of this session stamped after this are
+                left out before the search, so that k others remain.
 
         Returns:
             ids int32 [<=k], distances in bits int32 [<=k], by distance, then id.
@@ -437,12 +442,22 @@ class PlaceMap:
             except sqlite3.Error as e:
                 raise explain(e, self.path, "reading") from e
             return MapInfo(
-                path=self.path, map_id=self.map_id, model_name=self.model_name,
-                fingerprint=self.fingerprint, feature_dim=self.feature_dim,
-                schema_version=SCHEMA_VERSION, keyframes=len(self), with_pose=with_pose,
-                with_thumbnail=with_thumbnail, cameras=cameras, sessions=sessions,
-                file_bytes=self.file_bytes, index_bytes=self.index_bytes,
-                uncommitted=self.uncommitted(), read_only=self.read_only, session=self.session,
+                path=self.path,
+                map_id=self.map_id,
+                model_name=self.model_name,
+                fingerprint=self.fingerprint,
+                feature_dim=self.feature_dim,
+                schema_version=SCHEMA_VERSION,
+                keyframes=len(self),
+                with_pose=with_pose,
+                with_thumbnail=with_thumbnail,
+                cameras=cameras,
+                sessions=sessions,
+                file_bytes=self.file_bytes,
+                index_bytes=self.index_bytes,
+                uncommitted=self.uncommitted(),
+                read_only=self.read_only,
+                session=self.session,
             )
 
     # Keeping

@@ -69,7 +69,10 @@ def check_header(fd: int, path: Path) -> None:
         raise MapError(f"{path}: the file is empty, so it is no map; delete it or give another")
     if header[:16] != _MAGIC[: len(header)] or len(header) < 100:
         raise MapError(f"{path}: not a map of hashvpr_ros (not an SQLite file); give another path")
-    application, version = struct.unpack_from(">I", header, 68)[0], struct.unpack_from(">I", header, 60)[0]
+    application, version = (
+        struct.unpack_from(">I", header, 68)[0],
+        struct.unpack_from(">I", header, 60)[0],
+    )
     if application != APPLICATION_ID:
         raise MapError(
             f"{path}: an SQLite file of another application, not a map of hashvpr_ros; "

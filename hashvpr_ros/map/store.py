@@ -1,8 +1,8 @@
 """The SQLite file of a map: opening it safely, writing batches, reading rows.
 
-Durability: the file is in WAL mode with `synchronous=NORMAL`. A batch is one transaction: after it
-the batch survives `kill -9` of the process at any moment; a power cut may lose the last batches but
-never corrupts the file (https://sqlite.org/wal.html).
+Durability: the file is in WAL mode with `synchronous=NORMAL`. A batch is one transaction: after
+it the batch survives `kill -9` of the process at any moment; a power cut may lose the last batches
+but never corrupts the file (https://sqlite.org/wal.html).
 """
 
 from __future__ import annotations
@@ -47,8 +47,12 @@ class Row:
 
 
 def row_crc(
-    camera: str, stamp_ns: int, pose_values: Sequence[float | str | None], code: bytes,
-    feature: bytes, thumbnail: bytes | None,
+    camera: str,
+    stamp_ns: int,
+    pose_values: Sequence[float | str | None],
+    code: bytes,
+    feature: bytes,
+    thumbnail: bytes | None,
 ) -> int:
     """CRC-32 of everything that a keyframe holds, to find flipped bits in stored content."""
     crc = zlib.crc32(camera.encode())
@@ -77,7 +81,9 @@ def pose_from_columns(values: Sequence) -> Pose | None:
 class Store:
     """One open map file, or a map in memory. Not thread-safe."""
 
-    def __init__(self, db: sqlite3.Connection, path: Path | None, fd: int, read_only: bool) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, path: Path | None, fd: int, read_only: bool
+    ) -> None:
         self.db = db
         self.path = path
         self.read_only = read_only
@@ -93,8 +99,8 @@ class Store:
 
         Args:
             path: of the file; "" for a map in memory.
-            meta: what a new map records: fingerprint, feature_dim, model_name. An existing one must
-                have the same fingerprint and feature_dim; empty values are not compared.
+            meta: what a new map records: fingerprint, feature_dim, model_name. An existing one
+                must have the same fingerprint and feature_dim; empty values are not compared.
 
         Raises:
             MapNotFoundError, WrongModelError, MapError: the file is untouched then.
@@ -151,7 +157,9 @@ class Store:
         have = self.meta()
         missing = {"map_id", "fingerprint", "feature_dim"} - have.keys()
         if missing:
-            raise MapError(f"{self.path}: damaged, it lacks {', '.join(sorted(missing))}; restore it from a copy")
+            raise MapError(
+                f"{self.path}: damaged, it lacks {', '.join(sorted(missing))}; restore a copy"
+            )
         for key in ("fingerprint", "feature_dim"):
             want = meta.get(key, "")
             if want and want != have[key]:
@@ -170,7 +178,9 @@ class Store:
 
     def next_id(self) -> int:
         """The id that no keyframe has ever had."""
-        found = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'keyframes'").fetchone()
+        found = self.db.execute(
+            "SELECT seq FROM sqlite_sequence WHERE name = 'keyframes'"
+        ).fetchone()
         highest = self.db.execute("SELECT coalesce(max(id), 0) FROM keyframes").fetchone()[0]
         return max(found[0] if found else 0, highest) + 1
 
@@ -188,18 +198,14 @@ class Store:
                 new_sessions.append((sessions[r.session], r.session))
             pose = pose_columns(r.pose)
             crc = row_crc(r.camera, r.stamp_ns, pose, r.code, r.feature, r.thumbnail)
-            keyframes.append(
-                (r.id, sessions[r.session], r.camera, r.stamp_ns, *pose, r.code, crc)
-            )
+            keyframes.append((r.id, sessions[r.session], r.camera, r.stamp_ns, *pose, r.code, crc))
             features.append((r.id, r.feature))
             if r.thumbnail is not None:
                 thumbnails.append((r.id, r.thumbnail))
         try:
             self.db.execute("BEGIN IMMEDIATE")
             self.db.executemany("INSERT INTO sessions VALUES (?, ?)", new_sessions)
-            self.db.executemany(
-                f"INSERT INTO keyframes VALUES ({', '.join('?' * 14)})", keyframes
-            )
+            self.db.executemany(f"INSERT INTO keyframes VALUES ({', '.join('?' * 14)})", keyframes)
             self.db.executemany("INSERT INTO features VALUES (?, ?)", features)
             self.db.executemany("INSERT INTO thumbnails VALUES (?, ?)", thumbnails)
             self.db.execute("COMMIT")
@@ -281,7 +287,9 @@ def _lock(fd: int, read_only: bool, path: Path) -> bool:
 
 
 def _connect(target: str, uri: bool = False) -> sqlite3.Connection:
-    db = sqlite3.connect(target, uri=uri, isolation_level=None, check_same_thread=False, timeout=1.0)
+    db = sqlite3.connect(
+        target, uri=uri, isolation_level=None, check_same_thread=False, timeout=1.0
+    )
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA synchronous = NORMAL")
     # 16 MiB hold the inner nodes of the trees of some millions of places.

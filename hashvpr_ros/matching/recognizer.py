@@ -118,13 +118,22 @@ class Recognizer:
             descriptor, times = self._describe(image)
             if self._mode is Mode.MAPPING:
                 decision = Decision(
-                    stamp_ns, camera, self._map.map_id, descriptor, Reason.MAPPING_ONLY, times=times
+                    stamp_ns,
+                    camera,
+                    self._map.map_id,
+                    descriptor,
+                    Reason.MAPPING_ONLY,
+                    times=times,
                 )
             else:
                 memory = self._memory(camera)
                 memory.begin(stamp_ns)
                 decision = self._decide(
-                    descriptor, stamp_ns, camera, memory, times,
+                    descriptor,
+                    stamp_ns,
+                    camera,
+                    memory,
+                    times,
                     self._config.matching.max_hypotheses,
                     exclude=self._mode is Mode.SLAM,
                 )
@@ -148,8 +157,13 @@ class Recognizer:
         with self._lock:
             descriptor, times = self._describe(image)
             return self._decide(
-                descriptor, 0, camera, SequenceMemory(self._config.matching.sequence_length),
-                times, max_hypotheses or self._config.matching.max_hypotheses, exclude=False,
+                descriptor,
+                0,
+                camera,
+                SequenceMemory(self._config.matching.sequence_length),
+                times,
+                max_hypotheses or self._config.matching.max_hypotheses,
+                exclude=False,
             )
 
     def _describe(self, image: NDArray[np.uint8]) -> tuple[Descriptor, StageTimes]:
@@ -203,7 +217,11 @@ class Recognizer:
             rerank_ms=1e3 * (time.perf_counter() - searched),
         )
         return Decision(
-            stamp_ns, camera, self._map.map_id, descriptor, self._judge(hypotheses),
+            stamp_ns,
+            camera,
+            self._map.map_id,
+            descriptor,
+            self._judge(hypotheses),
             hypotheses=hypotheses,
             candidates=found,
             new_place_probability=1.0 - hypotheses[0].probability if hypotheses else 1.0,
@@ -258,11 +276,12 @@ class Recognizer:
             self._map.flush_if_due()
         except MapError as e:  # the robot still wants to know where it is
             problem = str(e)
-        times = dataclasses.replace(
-            decision.times, store_ms=1e3 * (time.perf_counter() - started)
-        )
+        times = dataclasses.replace(decision.times, store_ms=1e3 * (time.perf_counter() - started))
         return dataclasses.replace(
-            decision, keyframe_id=keyframe_id, session=self._map.session, times=times,
+            decision,
+            keyframe_id=keyframe_id,
+            session=self._map.session,
+            times=times,
             store_error=problem,
         )
 

@@ -42,7 +42,11 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """What search and re-ranking found, best first."""
     columns = zip(
-        ids[order].tolist(), distances[order].tolist(), similarities[order].tolist(),
-        order.tolist(), range(len(order)), strict=True,
+        ids[order].tolist(),
+        distances[order].tolist(),
+        similarities[order].tolist(),
+        order.tolist(),
+        range(len(order)),
+        strict=True,
     )
     return tuple(Candidate(*row) for row in columns)

@@ -86,7 +86,11 @@ def decode(message: Image | CompressedImage) -> NDArray[np.uint8]:
         except Exception:
             pass  # imaging says what is wrong in words of its own
     return imaging.to_rgb(
-        message.data, message.encoding, message.height, message.width, message.step,
+        message.data,
+        message.encoding,
+        message.height,
+        message.width,
+        message.step,
         bool(message.is_bigendian),
     )
 

@@ -185,9 +185,7 @@ def diagnostics(
         cameras = dict(stats.cameras)
     array = DiagnosticArray(status=[node_status(name, state, stats, runtime)])
     for camera, counts in cameras.items():
-        array.status.append(
-            camera_status(name, camera, counts, state == "active", stale_after_s)
-        )
+        array.status.append(camera_status(name, camera, counts, state == "active", stale_after_s))
     return array
 
 

@@ -2,10 +2,10 @@
 
 python -m hashvpr_ros.ros.play_bag BAG --record OUT [--node /vpr_node] [--rate 2.0]
 
-A process of its own, beside the node's: messages really cross DDS. Takes the node through configure
-and activate, waits for its subscriptions, plays, waits for the answers, and takes it back. Writes
-the answers as a bag, and OUT.json with the wall-clock times at which each image was published and
-answered.
+A process of its own, beside the node's: messages really cross DDS. Takes the node through
+configure and activate, waits for its subscriptions, plays, waits for the answers, and takes it
+back. Writes the answers as a bag, and OUT.json with the wall-clock times at which each image was
+published and answered.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ class Player(Node):
         reliable = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
         for topic, kind in (("hypotheses", PlaceHypotheses), ("loop_closures", LoopClosure)):
             self.create_subscription(
-                kind, f"{target}/{topic}", self._keeper(f"{target}/{topic}", kind), reliable,
+                kind,
+                f"{target}/{topic}",
+                self._keeper(f"{target}/{topic}", kind),
+                reliable,
                 raw=True,
             )
         self._change = self.create_client(ChangeState, f"{target}/change_state")
@@ -191,10 +195,8 @@ def main() -> None:
     executor.add_node(player)
 
     def spin() -> None:
-        try:
+        with suppress(ExternalShutdownException):
             executor.spin()
-        except ExternalShutdownException:
-            pass
 
     spinner = threading.Thread(target=spin, daemon=True)
     spinner.start()

@@ -151,9 +151,8 @@ class Services:
             mode = Mode(request.mode)
         except ValueError:
             response.result = SetMode.Response.RESULT_INVALID_MODE
-            response.message = (
-                f"there is no mode {request.mode!r}; give one of "
-                + ", ".join(m.value for m in Mode)
+            response.message = f"there is no mode {request.mode!r}; give one of " + ", ".join(
+                m.value for m in Mode
             )
             return
         response.previous_mode = runtime.set_mode(mode).value

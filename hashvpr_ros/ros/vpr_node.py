@@ -155,7 +155,7 @@ class VprNode(LifecycleNode):
         cameras = camera_names(config)
         self._topics = {n: image_topic(t, config.input.compressed) for n, t in cameras.items()}
         check_pose_source(config.pose)
-        names = {t: "input.image_topics" for t in self._topics.values()}
+        names = dict.fromkeys(self._topics.values(), "input.image_topics")
         if config.pose.source == "odometry":
             names[config.pose.odometry_topic] = "pose.odometry_topic"
         for topic, parameter in names.items():

@@ -60,7 +60,10 @@ class Course:
     """
 
     def __init__(
-        self, length_m: float = 120.0, seed: int = 0, size: tuple[int, int] = (240, 320),
+        self,
+        length_m: float = 120.0,
+        seed: int = 0,
+        size: tuple[int, int] = (240, 320),
         repeats: int = 1,
     ) -> None:
         rng = np.random.default_rng(seed)
@@ -94,12 +97,17 @@ class Course:
         dy = float(np.interp(ahead, self._along, self.centre[:, 1])) - y
         heading = float(np.arctan2(dy, dx))
         return (
-            x - lateral_m * float(np.sin(heading)), y + lateral_m * float(np.cos(heading)),
+            x - lateral_m * float(np.sin(heading)),
+            y + lateral_m * float(np.cos(heading)),
             heading + yaw_rad,
         )
 
     def render(
-        self, x_m: float, y_m: float, yaw_rad: float, light: Light = DAY,
+        self,
+        x_m: float,
+        y_m: float,
+        yaw_rad: float,
+        light: Light = DAY,
         rng: np.random.Generator | None = None,
     ) -> NDArray[np.uint8]:
         """What a camera sees there: RGB, uint8 [H, W, 3]."""
@@ -118,8 +126,12 @@ class Course:
         return _develop(image, light, rng or np.random.default_rng(0))
 
     def drive(
-        self, laps: list[tuple[Light, float, float]], *, speed_mps: float = 2.0,
-        rate_hz: float = 5.0, seed: int = 1,
+        self,
+        laps: list[tuple[Light, float, float]],
+        *,
+        speed_mps: float = 2.0,
+        rate_hz: float = 5.0,
+        seed: int = 1,
     ) -> Iterator[Shot]:
         """Images of consecutive laps.
 
@@ -133,17 +145,13 @@ class Course:
             distance_m = i * speed_mps / rate_hz
             pose = self.pose_at(distance_m, lateral_m, yaw_rad)
             stamp_ns = round((100 + i / rate_hz) * 1e9)
-            yield Shot(
-                stamp_ns, self.render(*pose, light, rng), *pose, distance_m % self.length_m
-            )
+            yield Shot(stamp_ns, self.render(*pose, light, rng), *pose, distance_m % self.length_m)
 
     def count(self, laps: int, speed_mps: float = 2.0, rate_hz: float = 5.0) -> int:
         """How many images `drive` yields."""
         return laps * int(self.length_m / speed_mps * rate_hz)
 
-    def _cast(
-        self, origin: NDArray, rays: NDArray
-    ) -> tuple[NDArray, NDArray, NDArray]:
+    def _cast(self, origin: NDArray, rays: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         """Nearest wall of each ray: distance, arc length along the wall, which wall."""
         best = np.full(len(rays), np.inf)
         where, side = np.zeros(len(rays)), np.zeros(len(rays), int)
@@ -176,7 +184,10 @@ class Course:
             u = np.broadcast_to(where[columns] * px_per_m, up_m[:, columns].shape)
             v = (_WALL_HEIGHT_M - up_m[:, columns]) * scale_y
             seen = cv2.remap(
-                texture, u.astype(np.float32), v.astype(np.float32), cv2.INTER_LINEAR,
+                texture,
+                u.astype(np.float32),
+                v.astype(np.float32),
+                cv2.INTER_LINEAR,
                 borderMode=cv2.BORDER_REPLICATE,
             )
             shade = 1.0 - 0.35 * max(0.0, light.sun_side * (1 if number else -1))
@@ -184,8 +195,14 @@ class Course:
         return image
 
     def _paint_ground(
-        self, image: NDArray, up_m: NDArray, rows: NDArray, angle: NDArray, across: NDArray,
-        x_m: float, y_m: float,
+        self,
+        image: NDArray,
+        up_m: NDArray,
+        rows: NDArray,
+        angle: NDArray,
+        across: NDArray,
+        x_m: float,
+        y_m: float,
     ) -> None:
         below = np.flatnonzero(rows[:, 0] > 0)
         reach = _CAMERA_HEIGHT_M / rows[below] / np.cos(np.arctan(across))  # along each ray
@@ -201,8 +218,13 @@ class Course:
         height, width = self._sky.shape[:2]
         u = np.broadcast_to(angle / (2 * np.pi) * width % width, up_m.shape)
         v = np.broadcast_to((1 + rows * 1.3) * height, up_m.shape)
-        seen = cv2.remap(self._sky, u.astype(np.float32), v.astype(np.float32), cv2.INTER_LINEAR,
-                         borderMode=cv2.BORDER_REPLICATE)
+        seen = cv2.remap(
+            self._sky,
+            u.astype(np.float32),
+            v.astype(np.float32),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
         image[:] = np.where((up_m > _WALL_HEIGHT_M)[..., None], seen, image)
 
 
@@ -218,8 +240,8 @@ def _closed_curve(length_m: float, rng: np.random.Generator) -> NDArray[np.float
     angles = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
     radius = np.ones_like(angles)
     for wave in (2, 3, 4):
-        radius += rng.uniform(0.05, 0.22) / wave * 2 * np.cos(
-            wave * angles + rng.uniform(0, 2 * np.pi)
+        radius += (
+            rng.uniform(0.05, 0.22) / wave * 2 * np.cos(wave * angles + rng.uniform(0, 2 * np.pi))
         )
     points = np.stack([radius * np.cos(angles), radius * np.sin(angles)], 1)
     points = np.vstack([points, points[:1]])

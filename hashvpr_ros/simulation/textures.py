@@ -49,9 +49,7 @@ def _building(image: Texture, px_per_m: float, rng: np.random.Generator) -> None
         _bush(image, px_per_m, rng)
 
 
-def _courses(
-    image: Texture, base: NDArray, px_per_m: float, rng: np.random.Generator
-) -> None:
+def _courses(image: Texture, base: NDArray, px_per_m: float, rng: np.random.Generator) -> None:
     """Bricks, boards or plaster."""
     height, width = image.shape[:2]
     dark = tuple(int(v) for v in base * rng.uniform(0.6, 0.85))
@@ -67,7 +65,8 @@ def _courses(
             cv2.line(image, (x, 0), (x, height), dark, 1)
     else:
         patches = cv2.resize(
-            rng.normal(0, 1, (4, max(2, width // 30))), (width, height),
+            rng.normal(0, 1, (4, max(2, width // 30))),
+            (width, height),
             interpolation=cv2.INTER_CUBIC,
         )
         image[:] = np.clip(image + 16 * patches[..., None], 0, 255)
@@ -102,8 +101,16 @@ def _poster(image: Texture, px_per_m: float, rng: np.random.Generator) -> None:
         else:
             text = "".join(rng.choice(list("ABCDEHKLMNOPRSTUVXZ0123456789"), 4))
             scale = px_per_m / 60
-            cv2.putText(image, text, centre, cv2.FONT_HERSHEY_SIMPLEX, scale,
-                        _colour(rng, 0, 255), 2, cv2.LINE_AA)
+            cv2.putText(
+                image,
+                text,
+                centre,
+                cv2.FONT_HERSHEY_SIMPLEX,
+                scale,
+                _colour(rng, 0, 255),
+                2,
+                cv2.LINE_AA,
+            )
 
 
 def _bush(image: Texture, px_per_m: float, rng: np.random.Generator) -> None:
@@ -118,8 +125,9 @@ def _bush(image: Texture, px_per_m: float, rng: np.random.Generator) -> None:
 
 def ground(side_px: int, rng: np.random.Generator) -> Texture:
     """Asphalt with patches and stains, square."""
-    coarse = cv2.resize(rng.normal(0, 1, (60, 60)), (side_px, side_px),
-                        interpolation=cv2.INTER_CUBIC)
+    coarse = cv2.resize(
+        rng.normal(0, 1, (60, 60)), (side_px, side_px), interpolation=cv2.INTER_CUBIC
+    )
     fine = rng.normal(0, 1, (side_px, side_px))
     grey = 95 + 14 * coarse + 7 * fine
     image = np.repeat(grey[..., None], 3, 2)
@@ -138,8 +146,9 @@ def sky(width_px: int, height_px: int, rng: np.random.Generator) -> Texture:
     for octave in range(1, 5):
         cells = rng.normal(0, 1, (2**octave, 2 ** (octave + 1)))
         cells = np.hstack([cells, cells[:, :1]])
-        layer = cv2.resize(cells, (width_px + width_px // 8, height_px),
-                           interpolation=cv2.INTER_CUBIC)
+        layer = cv2.resize(
+            cells, (width_px + width_px // 8, height_px), interpolation=cv2.INTER_CUBIC
+        )
         noise += layer[:, :width_px] / 2**octave
     cloud = np.clip(noise * 0.5 + 0.4, 0, 1)[..., None]
     fade = np.linspace(0, 1, height_px)[:, None, None]

@@ -22,7 +22,9 @@ ROS = ROOT / "hashvpr_ros" / "ros"
 def flat(tree: dict, prefix: str = "") -> dict:
     found = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return found
 
 

@@ -1,0 +1,268 @@
+"""`hashvpr demo`: a real node recognises a course that is driven twice."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hashvpr_ros.cli.common import machine, progress_bar, table, ticker, write_json
+from hashvpr_ros.cli.node_run import NodeRun, check_ros, run_node
+
+_LENGTH_M, _SEED, _EXCLUDE_RECENT_S = 120.0, 0, 20.0
+_PLAY_HZ = 10.0  # images a second, as most robots give
+
+
+@click.command(name="demo")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder in the layout of VPR-Bench: ref/ makes the map, query/ is played live. "
+    "Default: a rendered course.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo_output"),
+    show_default=True,
+    help="Folder for bag, map, answers and report.",
+)
+@click.option(
+    "--hz",
+    type=click.FloatRange(0.5, 60.0),
+    default=_PLAY_HZ,
+    show_default=True,
+    help="Images a second that are played.",
+)
+def command(data: Path | None, out: Path, hz: float) -> None:
+    """Play a bag to a real node over DDS, and report what it recognised.
+
+    Needs ROS 2 and the built messages: `make demo` brings both.
+    """
+    from hashvpr_ros.evaluation.report import write_report
+
+    check_ros()
+    out.mkdir(parents=True, exist_ok=True)
+    run = _course(out, hz) if data is None else _dataset(data, out, hz)
+    summary = run.summary()
+    report = out / "report.html"
+    write_report(run, report, machine())
+    write_json(out / "summary.json", summary)
+    latency = summary["latency_ms"]
+    click.echo(f"\n{run.title}")
+    rows = [
+        (
+            "images played, answered, lost",
+            f"{summary['images_played']}, {summary['images_answered']}, {summary['images_lost']}",
+        ),
+        ("images that show a known place", str(summary["revisits"])),
+        ("  recall@1 of single images", _percent(summary["recall_at_1"])),
+        ("  closed by an accepted closure", _percent(summary["closure_recall"])),
+        ("loop closures accepted", str(summary["closures_accepted"])),
+        ("  precision against ground truth", _percent(summary["closure_precision"])),
+        ("latency, image published to answer", _ms(latency["end_to_end"])),
+        ("  of it in the network", _ms(latency["engine"])),
+        ("  search and re-ranking", f"{_ms(latency['search'])} and {_ms(latency['rerank'])}"),
+    ]
+    click.echo(table(rows))
+    click.echo(f"report: {report.resolve()}")
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1f} %"
+
+
+def _ms(value: dict[str, float]) -> str:
+    return f"{value['median']:.1f} ms (p95 {value['p95']:.1f})"
+
+
+def _parameters(**changes: Any) -> dict[str, Any]:
+    return {"input.image_topics": ["/camera/image"], **changes}
+
+
+def _course(out: Path, hz: float) -> Any:
+    """Two laps of the rendered course: the first is mapped, the second recognised, in one go."""
+    from hashvpr_ros.datasets.bag import BagFrames
+    from hashvpr_ros.datasets.bag_writer import IMAGE_TOPIC, ODOMETRY_TOPIC
+    from hashvpr_ros.evaluation.run_result import TruthByPose
+
+    bag = _rendered_bag(out)
+    map_path = _fresh_map(out / "course.vprmap")
+    own_hz = 5.0
+    run = run_node(
+        _parameters(
+            **{
+                "mode": "slam",
+                "map.path": str(map_path),
+                "map.session": "demo",
+                "pose.source": "odometry",
+                "pose.odometry_topic": ODOMETRY_TOPIC,
+                "matching.exclude_recent_s": _EXCLUDE_RECENT_S,
+            }
+        ),
+        bag,
+        out / "run",
+        rate=hz / own_hz,
+    )
+    frames = BagFrames(bag, IMAGE_TOPIC, ODOMETRY_TOPIC)
+    stamps = sorted(run.published_ns)
+    truth = TruthByPose(frames.pose_at, stamps, _EXCLUDE_RECENT_S)
+    positions = {s: _xy(frames.pose_at(s)) for s in stamps}
+    return _result(
+        f"Two laps of a rendered course of {_LENGTH_M:.0f} m",
+        run,
+        truth,
+        map_path,
+        {frame.stamp_ns: frame for frame in frames},
+        positions,
+        {
+            "mode": "slam",
+            "course_m": _LENGTH_M,
+            "seed": _SEED,
+            "hz": hz,
+            "exclude_recent_s": _EXCLUDE_RECENT_S,
+        },
+    )
+
+
+def _rendered_bag(out: Path) -> Path:
+    """The bag of the course; rendered once for the same parameters and code."""
+    from hashvpr_ros.datasets.bag_writer import planar_pose, write_bag
+    from hashvpr_ros.datasets.base import Frame
+    from hashvpr_ros.simulation import course, textures
+
+    sources = [Path(str(m.__file__)).read_bytes() for m in (course, textures)]
+    mark = hashlib.sha256(repr((_LENGTH_M, _SEED, sources)).encode()).hexdigest()[:12]
+    bag = out / f"course-{mark}"
+    if bag.exists():
+        return bag
+    for old in out.glob("course-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    street = course.Course(_LENGTH_M, _SEED)
+    laps = [(course.DAY, 0.0, 0.0), (course.EVENING, 0.5, 0.05)]
+
+    def frames(bar: Any) -> Iterator[Frame]:
+        for shot in street.drive(laps):
+            pose = planar_pose(shot.x_m, shot.y_m, shot.yaw_rad)
+            yield Frame(shot.rgb, shot.stamp_ns, pose)
+            bar.update(1)
+
+    with progress_bar(street.count(len(laps)), "rendering the course") as bar:
+        write_bag(bag, frames(bar))
+    return bag
+
+
+def _dataset(data: Path, out: Path, hz: float) -> Any:
+    """The reference traverse of a dataset as map, its query traverse live."""
+    from hashvpr_ros.cli.common import open_engine
+    from hashvpr_ros.config import from_flat
+    from hashvpr_ros.datasets.bag import BagFrames
+    from hashvpr_ros.datasets.bag_writer import IMAGE_TOPIC, write_bag
+    from hashvpr_ros.datasets.folder import FolderFrames
+    from hashvpr_ros.datasets.vpr_bench import VprBench
+    from hashvpr_ros.evaluation.evaluate import SMALL_MAP, SMALL_TOP_K
+    from hashvpr_ros.evaluation.run_result import TruthByIndex
+    from hashvpr_ros.map.place_map import PlaceMap
+    from hashvpr_ros.mapping.builder import build_map
+    from hashvpr_ros.matching.recognizer import Recognizer
+    from hashvpr_ros.types import Mode
+
+    dataset = VprBench(data)
+    references = FolderFrames(data / "ref")
+    map_path = _fresh_map(out / f"{data.resolve().name}.vprmap")
+    engine = open_engine(None)
+    config = from_flat({"keyframes.min_period_s": 0.0, "keyframes.min_novelty_bits": 0})
+    with (
+        PlaceMap.open(
+            map_path,
+            engine.info.fingerprint,
+            engine.info.feature_dim,
+            model_name=engine.info.name,
+            session="reference",
+        ) as place_map,
+        progress_bar(len(references), "mapping") as bar,
+    ):
+        build_map(
+            Recognizer(engine, place_map, config, mode=Mode.MAPPING),
+            references,
+            progress=ticker(bar),
+        )
+    engine.close()
+    bag = out / "query"
+    shutil.rmtree(bag, ignore_errors=True)
+    queries = FolderFrames(data / "query")
+    write_bag(bag, queries)
+    top_k = SMALL_TOP_K if len(references) < SMALL_MAP else 100
+    run = run_node(
+        _parameters(
+            **{"mode": "localization", "map.path": str(map_path), "matching.top_k": top_k}
+        ),
+        bag,
+        out / "run",
+        rate=hz * queries.period_s,
+    )
+    frames = {frame.stamp_ns: frame for frame in BagFrames(bag, IMAGE_TOPIC)}
+    truth = TruthByIndex(dict(zip(sorted(frames), dataset.positives(), strict=True)))
+    return _result(
+        f"{data.resolve().name}: {len(queries)} live images against a map of {len(references)}",
+        run,
+        truth,
+        map_path,
+        frames,
+        {},
+        {"mode": "localization", "top_k": top_k, "hz": hz, "data": data.resolve().name},
+    )
+
+
+def _result(
+    title: str,
+    run: NodeRun,
+    truth: Any,
+    map_path: Path,
+    frames: dict[int, Any],
+    positions: dict[int, tuple[float, float]],
+    settings: dict[str, Any],
+) -> Any:
+    from hashvpr_ros.evaluation.run_result import RunResult, read_answers
+    from hashvpr_ros.imaging import decode_compressed
+    from hashvpr_ros.map.place_map import PlaceMap
+
+    place_map = PlaceMap.open(map_path, read_only=True)
+
+    def thumbnail(keyframe: int) -> Any:
+        jpeg = place_map.thumbnail(keyframe)
+        return None if jpeg is None else decode_compressed(jpeg)
+
+    return RunResult(
+        title=title,
+        answers=read_answers(run.answers, truth),
+        played=len(run.published_ns),
+        end_to_end_ms=list(run.end_to_end_ms().values()),
+        node_cpu=run.node_cpu,
+        settings={
+            **settings,
+            "model": place_map.model_name,
+            "model_fingerprint": place_map.fingerprint,
+            "keyframes": len(place_map),
+        },
+        query_image=lambda s: frames[s].rgb if s in frames else None,
+        match_image=thumbnail,
+        query_position=positions,
+        match_position=lambda a: positions.get(a.match_stamp_ns),
+    )
+
+
+def _fresh_map(path: Path) -> Path:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    return path
+
+
+def _xy(pose: Any) -> tuple[float, float]:
+    x, y, _ = pose.position_m
+    return x, y

@@ -1,0 +1,154 @@
+"""All plots: the only module that imports matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from hashvpr_ros.evaluation.metrics import precision_recall
+from hashvpr_ros.evaluation.run_result import RunResult
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+RIGHT, WRONG, QUIET, INK = "#2a9d5c", "#d1495b", "#b9c0c9", "#26313f"
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a94a0",
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": "#5b6673",
+    "ytick.color": "#5b6673",
+    "axes.grid": True,
+    "grid.color": "#e7eaee",
+    "figure.dpi": 110,
+    "svg.fonttype": "none",
+}
+
+
+def _svg(figure: Any) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", bbox_inches="tight")
+    plt.close(figure)
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def trajectory(run: RunResult) -> str:
+    """The course from above with accepted closures, right and wrong, as SVG."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 5))
+        points = np.array([run.query_position[s] for s in sorted(run.query_position)])
+        axes.plot(points[:, 0], points[:, 1], color=QUIET, lw=1.2, zorder=1)
+        for answer in run.answers:
+            here, there = run.query_position.get(answer.stamp_ns), run.match_position(answer)
+            if not answer.accepted or here is None or there is None:
+                continue
+            colour = RIGHT if answer.right else WRONG
+            axes.plot(*zip(here, there, strict=True), color=colour, lw=1.0, zorder=2)
+            axes.plot(*here, ".", color=colour, ms=5, zorder=3)
+        _legend(axes)
+        axes.set(xlabel="x (m)", ylabel="y (m)", aspect="equal")
+        return _svg(figure)
+
+
+def matches(run: RunResult) -> str:
+    """Matched keyframe against query, in the order of time, as SVG."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 5))
+        for kind, colour, size in (
+            ("rejected", QUIET, 8),
+            ("right", RIGHT, 14),
+            ("wrong", WRONG, 26),
+        ):
+            chosen = [
+                (i, a.match_id)
+                for i, a in enumerate(run.answers)
+                if a.match_id and kind == _kind(a.accepted, a.right)
+            ]
+            if chosen:
+                axes.scatter(*zip(*chosen, strict=True), s=size, color=colour, linewidths=0)
+        _legend(axes, rejected=True)
+        axes.set(xlabel="query image", ylabel="best keyframe of the map")
+        return _svg(figure)
+
+
+def _kind(accepted: bool, right: bool) -> str:
+    return ("right" if right else "wrong") if accepted else "rejected"
+
+
+def _legend(axes: Any, rejected: bool = False) -> None:
+    handles = [
+        plt.Line2D([], [], marker="o", ls="", color=RIGHT, label="right closure"),
+        plt.Line2D([], [], marker="o", ls="", color=WRONG, label="wrong closure"),
+    ]
+    if rejected:
+        handles.append(plt.Line2D([], [], marker="o", ls="", color=QUIET, label="not accepted"))
+    axes.legend(handles=handles, frameon=False, loc="best")
+
+
+def precision_recall_curve(run: RunResult) -> str:
+    """Precision against recall as the probability falls, and the point of operation, as SVG."""
+    matched = [a for a in run.answers if a.match_id]
+    possible = sum(a.possible for a in run.answers)
+    _, precision, recall = precision_recall(
+        [a.probability for a in matched], [a.right for a in matched], possible
+    )
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 4))
+        axes.plot(recall * 100, precision * 100, color=INK, lw=1.8, label="by probability")
+        summary = run.summary()
+        if summary["closure_precision"] is not None and summary["closure_recall"] is not None:
+            axes.plot(
+                summary["closure_recall"],
+                summary["closure_precision"],
+                "o",
+                color=RIGHT,
+                ms=9,
+                label="accepted closures",
+            )
+        axes.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 102), ylim=(0, 104))
+        axes.legend(frameon=False, loc="lower left")
+        return _svg(figure)
+
+
+def latency(run: RunResult) -> str:
+    """Histogram of the time from publishing to answer, and of the engine alone, as SVG."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 4))
+        engine = [a.times_ms["engine"] for a in run.answers]
+        longest = float(np.percentile(run.end_to_end_ms or [1.0], 99)) * 1.1
+        bins = np.linspace(0, longest, 50)
+        axes.hist(
+            np.clip(run.end_to_end_ms, 0, longest),
+            bins,
+            color="#7aa6c2",
+            label="image published to answer received",
+        )
+        axes.hist(
+            np.clip(engine, 0, longest), bins, color="#e09f3e", alpha=0.8, label="network alone"
+        )
+        axes.set(xlabel="ms", ylabel="images")
+        axes.legend(frameon=False)
+        return _svg(figure)
+
+
+def lines(
+    path: Path, x: Sequence[float], curves: dict[str, Sequence[float]], x_label: str, y_label: str
+) -> None:
+    """Curves on logarithmic axes, written as a PNG or SVG by the path's suffix."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 4))
+        for name, values in curves.items():
+            axes.plot(x, values, "o-", label=name)
+        axes.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+        axes.legend(frameon=False)
+        figure.savefig(path, bbox_inches="tight")
+        plt.close(figure)
