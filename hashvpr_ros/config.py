@@ -114,15 +114,15 @@ class MatchingConfig:
         change=LIVE,
     )
     sequence_length: int = _setting(
-        5,
-        "Preceding images of the same camera that are asked whether they agree.",
+        15,
+        "Preceding views of the same camera that are asked whether they lead to the match.",
         low=1,
         high=100,
         change=CONFIGURE,
     )
     min_sequence_support: float = _setting(
-        0.6,
-        "Share of the preceding images that must agree before a match is accepted. 0: one "
+        0.8,
+        "Share of the preceding views that must lead to a match before it is accepted. 0: one "
         "image is enough.",
         low=0.0,
         high=1.0,

@@ -89,8 +89,9 @@ class Hypothesis:
     keyframe: Keyframe
     distance_bits: int
     similarity: float
+    distinctness: float  # similarity less that of the best candidate at another place
     probability: float  # that this match is right, 0 to 1
-    sequence_support: float  # share of the preceding images that agree, 0 to 1
+    sequence_support: float  # share of the preceding views that lead to it, 0 to 1
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,19 @@ def open_bag(path: Path) -> AnyReader:
     except Exception as e:  # sqlite3, mcap, yaml and zstd each raise their own
         raise DatasetError(f"{path}: not a readable bag ({e}); `ros2 bag reindex` may help") from e
     return reader
+
+
+def read_hypotheses(path: Path) -> Iterator[tuple[int, Any]]:
+    """Recorded PlaceHypotheses: stamps of their images in ns, and the messages.
+
+    Raises:
+        DatasetError: the bag cannot be read.
+    """
+    with closing(open_bag(path)) as reader:
+        wanted = "hashvpr_ros/msg/PlaceHypotheses"
+        connections = [c for c in reader.connections if c.msgtype == wanted]
+        for _, message in _messages(reader, connections, path):
+            yield stamp_ns(message.header.stamp), message
 
 
 class BagFrames:

@@ -21,8 +21,8 @@ class EngineInfo:
     provider: str  # what executes it, e.g. "CPUExecutionProvider"
     license: str = ""
     version: str = ""
-    # Logistic curve P(match is right) = 1 / (1 + exp(-(slope * cosine + intercept))), fitted when
-    # the model was made; None where the file has none.
+    # Logistic curve P(match is right) = 1 / (1 + exp(-(slope * x + intercept))) over the
+    # distinctness x (matching.distinct), fitted when the model was made; None: the file has none.
     probability_curve: tuple[float, float] | None = None
 
 

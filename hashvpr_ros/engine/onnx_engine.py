@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +170,18 @@ def _read_curve(text: str, path: Path) -> tuple[float, float] | None:
     if not (np.isfinite([slope, intercept]).all() and slope > 0):
         raise EngineError(f"{path}: its probability curve {text!r} is malformed; export it again")
     return slope, intercept
+
+
+def raw_onnx_run(engine: OnnxEngine) -> Callable[[NDArray[np.uint8]], None]:
+    """The bare runtime call of an open engine, for benchmarks to stand beside.
+
+    Returns:
+        a function that runs a batch, uint8 [N, H, W, 3], and drops the answer.
+    """
+    session = engine._session
+    assert session is not None
+
+    def run(images: NDArray[np.uint8]) -> None:
+        session.run(("codes", "features"), {"images": images})
+
+    return run

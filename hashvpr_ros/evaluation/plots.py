@@ -140,15 +140,31 @@ def latency(run: RunResult) -> str:
         return _svg(figure)
 
 
-def lines(
-    path: Path, x: Sequence[float], curves: dict[str, Sequence[float]], x_label: str, y_label: str
-) -> None:
-    """Curves on logarithmic axes, written as a PNG or SVG by the path's suffix."""
+def bench(path: Path, search: Sequence[dict[str, Any]], engine: Sequence[dict[str, Any]]) -> None:
+    """Search against map size and engine against batch size, written as PNG or SVG by suffix."""
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(6, 4))
-        for name, values in curves.items():
-            axes.plot(x, values, "o-", label=name)
-        axes.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
-        axes.legend(frameon=False)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+        if search:
+            places = [row["places"] for row in search]
+            for key, label, style in (
+                ("bare_search_ms", "FAISS alone", "o--"),
+                ("search_ms", "search", "o-"),
+                ("search_and_rerank_ms", "search and re-ranking", "o-"),
+            ):
+                left.plot(places, [row[key]["median"] for row in search], style, label=label)
+            left.set(xlabel="places in the map", ylabel="ms a query, median")
+            left.set(xscale="log", yscale="log")
+            left.legend(frameon=False)
+        if engine:
+            batches = [row["batch"] for row in engine]
+            for key, label, style in (
+                ("bare_ms", "runtime alone", "o--"),
+                ("engine_ms", "engine", "o-"),
+            ):
+                per_image = [row[key]["median"] / row["batch"] for row in engine]
+                right.plot(batches, per_image, style, label=label)
+            right.set(xlabel="images a batch", ylabel="ms an image, median", ylim=(0, None))
+            right.set_xticks(batches)
+            right.legend(frameon=False)
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashvpr_ros.datasets.bag import open_bag, stamp_ns
+from hashvpr_ros.datasets.bag import read_hypotheses, stamp_ns
 from hashvpr_ros.evaluation.metrics import average_precision, median_p95, precision_recall
 from hashvpr_ros.types import Pose
 
@@ -140,28 +139,22 @@ def read_answers(bag: Path, truth: TruthByPose | TruthByIndex) -> list[Answer]:
         DatasetError: the bag cannot be read.
     """
     answers = []
-    with closing(open_bag(bag)) as reader:
-        connections = [
-            c for c in reader.connections if c.msgtype == "hashvpr_ros/msg/PlaceHypotheses"
-        ]
-        for connection, _, raw in reader.messages(connections=connections):
-            m: Any = reader.deserialize(raw, connection.msgtype)
-            stamp = stamp_ns(m.header.stamp)
-            best = m.hypotheses[0] if len(m.hypotheses) else None
-            match_id = int(best.place_id) if best else 0
-            match_stamp = stamp_ns(best.stamp) if best else 0
-            answers.append(
-                Answer(
-                    stamp,
-                    truth.possible(stamp),
-                    bool(best) and truth.right(stamp, match_id, match_stamp),
-                    bool(m.accepted),
-                    str(m.reason),
-                    float(best.probability) if best else 0.0,
-                    float(best.similarity) if best else 0.0,
-                    match_id,
-                    match_stamp,
-                    {s: float(getattr(m.times, s)) for s in STAGES},
-                )
+    for stamp, m in read_hypotheses(bag):
+        best = m.hypotheses[0] if len(m.hypotheses) else None
+        match_id = int(best.place_id) if best else 0
+        match_stamp = stamp_ns(best.stamp) if best else 0
+        answers.append(
+            Answer(
+                stamp,
+                truth.possible(stamp),
+                bool(best) and truth.right(stamp, match_id, match_stamp),
+                bool(m.accepted),
+                str(m.reason),
+                float(best.probability) if best else 0.0,
+                float(best.similarity) if best else 0.0,
+                match_id,
+                match_stamp,
+                {s: float(getattr(m.times, s)) for s in STAGES},
             )
+        )
     return sorted(answers, key=lambda a: a.stamp_ns)

@@ -145,14 +145,14 @@ def learn_code(features: Tensor) -> Tensor:
     return projection
 
 
-def fit_probability_curve(cosines: Tensor, right: Tensor) -> tuple[float, float]:
-    """Logistic regression of "right" on the cosine by maximum likelihood.
+def fit_probability_curve(distinctness: Tensor, right: Tensor) -> tuple[float, float]:
+    """Logistic regression of "right" on the distinctness by maximum likelihood.
 
     Returns:
-        slope and intercept of P = 1 / (1 + exp(-(slope * cosine + intercept))).
+        slope and intercept of P = 1 / (1 + exp(-(slope * distinctness + intercept))).
     """
     weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    design = torch.stack([cosines, torch.ones_like(cosines)], 1)
+    design = torch.stack([distinctness, torch.ones_like(distinctness)], 1)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -170,11 +170,12 @@ def _held_out_matches(views: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tenso
     """Best matches of places that the whitening has not seen, half of them absent from the map.
 
     Returns:
-        cosine of each query's best match and whether it is right, [m] each.
+        distinctness of each query's best match (its cosine less the second best's, as every other
+        reference is another place) and whether it is right, [m] each.
     """
     count = len(views["plain"][0])
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    cosines, right = [], []
+    distinctness, right = [], []
     for fold in range(2):
         test, train = order[fold::2], torch.cat([order[f::2] for f in range(2) if f != fold])
         whitening = learn_whitening(
@@ -183,14 +184,14 @@ def _held_out_matches(views: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tenso
         )
         reference = whitening(views["plain"][1][test])
         for name in ("plain", "crop", "camera0"):
-            similarity = whitening(views[name][0][test]) @ reference.T
-            best = similarity.max(1)
-            cosines.append(best.values)
-            right.append(best.indices == torch.arange(len(test)))
-            absent = similarity.clone().fill_diagonal_(-2.0).max(1)  # its place is not in the map
-            cosines.append(absent.values)
-            right.append(torch.zeros(len(test), dtype=torch.bool))
-    return torch.cat(cosines), torch.cat(right).double()
+            present = whitening(views[name][0][test]) @ reference.T
+            absent = present.clone().fill_diagonal_(-2.0)  # its place is not in the map
+            for similarity in (present, absent):
+                best, where = similarity.topk(2)
+                distinctness.append(best[:, 0] - best[:, 1])
+                right.append(where[:, 0] == torch.arange(len(test)))
+            right[-1][:] = False
+    return torch.cat(distinctness), torch.cat(right).double()
 
 
 def _crop(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from hashvpr_ros.engine.preprocess import check_rgb, resize
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.mapping.keyframes import KeyframeSelector
+from hashvpr_ros.matching.distinct import RankedCandidates, SamePlaces, distinctness
 from hashvpr_ros.matching.probability import ProbabilityModel
 from hashvpr_ros.matching.rerank import candidates, rerank
 from hashvpr_ros.matching.sequence import SequenceMemory
@@ -55,6 +56,7 @@ class Recognizer:
         self._probability = ProbabilityModel.of(engine.info.probability_curve)
         self._sequences: dict[str, SequenceMemory] = {}
         self._selectors: dict[str, KeyframeSelector] = {}
+        self._same_places = SamePlaces()
 
     @property
     def mode(self) -> Mode:
@@ -75,6 +77,7 @@ class Recognizer:
         """Use another map; the sequence and the last keyframe are forgotten."""
         with self._lock:
             self._map = place_map
+            self._same_places = SamePlaces()
             self.reset_sequence()
 
     def set_config(self, config: Config) -> None:
@@ -137,13 +140,20 @@ class Recognizer:
                     self._config.matching.max_hypotheses,
                     exclude=self._mode is Mode.SLAM,
                 )
-                best = decision.hypotheses[0].keyframe if decision.hypotheses else None
-                memory.add(stamp_ns, descriptor.code, best)
+                best = decision.hypotheses[0] if decision.hypotheses else None
+                memory.add(
+                    stamp_ns,
+                    descriptor.code,
+                    best.keyframe if best else None,
+                    best.distinctness if best else 0.0,
+                )
             if pose is not None and not pose.is_valid():
                 pose = None
             decision = dataclasses.replace(decision, pose=pose)
             if self._mode is not Mode.LOCALIZATION:
                 decision = self._store(decision, image)
+            if decision.accepted and decision.keyframe_id:
+                self._same_places.add(decision.keyframe_id, decision.hypotheses[0].keyframe.id)
             return decision
 
     def recognize(
@@ -210,7 +220,7 @@ class Recognizer:
         if len(ids):
             order, similarities = rerank(self._map, ids, distances, descriptor.feature)
             found = candidates(ids, distances, order, similarities)
-            hypotheses = self._hypotheses(found[:max_hypotheses], stamp_ns, memory)
+            hypotheses = self._hypotheses(found, max_hypotheses, descriptor.code, memory)
         times = dataclasses.replace(
             times,
             search_ms=1e3 * (searched - started),
@@ -229,19 +239,26 @@ class Recognizer:
         )
 
     def _hypotheses(
-        self, found: tuple[Candidate, ...], stamp_ns: int, memory: SequenceMemory
+        self,
+        found: tuple[Candidate, ...],
+        count: int,
+        code: NDArray[np.uint8],
+        memory: SequenceMemory,
     ) -> tuple[Hypothesis, ...]:
-        keyframes = self._map.keyframes([c.keyframe_id for c in found])
+        ranked = RankedCandidates(self._map, found)
         hypotheses = []
-        for candidate, keyframe in zip(found, keyframes, strict=True):
-            agreeing = memory.agreeing(stamp_ns, keyframe)
+        for rank, candidate in enumerate(found[:count]):
+            keyframe = ranked.keyframe(rank)
+            distinct = distinctness(ranked, rank, self._config.matching.top_k, self._same_places)
+            run = memory.run(code, keyframe, distinct)
             hypotheses.append(
                 Hypothesis(
                     keyframe,
                     candidate.distance_bits,
                     candidate.similarity,
-                    self._probability(candidate.similarity, agreeing),
-                    agreeing / memory.length,
+                    distinct,
+                    self._probability(distinct, run.support, run.distinctness),
+                    run.support,
                 )
             )
         return tuple(hypotheses)

@@ -1,8 +1,10 @@
-"""Do the preceding images of a camera point to the same stretch of the map?
+"""Do the preceding images of a camera lead to this place of the map?
 
 The idea is SeqSLAM's (Milford and Wyeth, ICRA 2012): one image may err, a run of them seldom errs
-in step. Only the best match of each preceding image is asked, so the cost does not grow with the
-map.
+in step. While a robot retraces a stretch of its map, in either direction, the keyframes that its
+views match advance evenly. So the share of preceding views whose best match lies on one line
+through the present match, keyframe id over view count, is the support of that match. Only the best
+match of each view is asked: the cost does not grow with the map.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.types import Keyframe
 
-# A view counts only when its code differs by this much from the one before: a robot that stands
-# still sees one view again and again, and one view is one witness.
-NEW_VIEW_BITS = 24
-# How much faster or slower than when the map was made the robot may move.
-_SPEED_RATIO = 2
-_SLACK_KEYFRAMES = 1
-_SLACK_NS = 500_000_000
+# A view counts only when its code differs by this much from the one before, about half a metre in
+# a street: a robot that stands still sees one view again and again, and one view is one witness.
+NEW_VIEW_BITS = 48
+# Keyframes by which a view's match may lie beside the line.
+_TOLERANCE_KEYFRAMES = 2.0
+# Keyframes of the map per view, at least and at most: a line that stands still is no motion.
+_ADVANCE = 0.25, 4.0
 # Views further apart in time than this are of different drives.
 MAX_GAP_NS = 60 * 1_000_000_000
 
@@ -31,6 +33,15 @@ class _View:
     stamp_ns: int
     code: NDArray[np.uint8]
     best: Keyframe | None  # best match of that image
+    distinctness: float  # of that match
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the preceding views bear on one match."""
+
+    support: float  # share of `length` views on the line, 0 to 1
+    distinctness: float  # mean of those views and the present one
 
 
 class SequenceMemory:
@@ -51,23 +62,42 @@ class SequenceMemory:
             if gap < 0 or gap > MAX_GAP_NS:
                 self._views.clear()
 
-    def agreeing(self, stamp_ns: int, match: Keyframe) -> int:
-        """How many of the remembered views, at most `length`, matched near this keyframe."""
-        count = 0
-        for age, view in enumerate(reversed(self._views), start=1):
-            best = view.best
-            if best is None or best.session != match.session:
-                continue
-            near = abs(best.id - match.id) <= _SPEED_RATIO * age + _SLACK_KEYFRAMES
-            tolerance_ns = _SPEED_RATIO * (stamp_ns - view.stamp_ns) + _SLACK_NS
-            if near or abs(best.stamp_ns - match.stamp_ns) <= tolerance_ns:
-                count += 1
-        return count
+    def run(self, code: NDArray[np.uint8], match: Keyframe, distinctness: float) -> Run:
+        """The run of preceding views that leads to a match of the present image.
 
-    def add(self, stamp_ns: int, code: NDArray[np.uint8], best: Keyframe | None) -> None:
+        Args:
+            code: of the present image, uint8 [64].
+            match: the keyframe in question.
+            distinctness: of that match.
+        """
+        if not self._views:
+            return Run(0.0, distinctness)
+        views = list(reversed(self._views))
+        ids = np.array(
+            [v.best.id if v.best and v.best.session == match.session else np.nan for v in views]
+        )
+        # The present image is a view of its own, or shows much the same as the last one.
+        behind = np.arange(len(views)) + (1.0 if self._is_new(code) else 0.5)
+        back = match.id - ids
+        slopes = back / behind
+        slopes = slopes[(np.abs(slopes) >= _ADVANCE[0]) & (np.abs(slopes) <= _ADVANCE[1])]
+        if not len(slopes):
+            return Run(0.0, distinctness)
+        beside = np.abs(back - slopes[:, np.newaxis] * behind)  # [lines, views]
+        on_line = beside <= _TOLERANCE_KEYFRAMES  # False where the id is NaN
+        best = on_line[np.argmax(on_line.sum(1))]
+        total = distinctness + sum(v.distinctness for v, on in zip(views, best, strict=True) if on)
+        count = int(best.sum())
+        return Run(count / self.length, total / (1 + count))
+
+    def _is_new(self, code: NDArray[np.uint8]) -> bool:
+        if not self._views:
+            return True
+        return int(np.unpackbits(self._views[-1].code ^ code).sum()) >= NEW_VIEW_BITS
+
+    def add(
+        self, stamp_ns: int, code: NDArray[np.uint8], best: Keyframe | None, distinctness: float
+    ) -> None:
         """Remember an image, if it shows something new."""
-        if self._views:
-            last = self._views[-1].code
-            if int(np.unpackbits(last ^ code).sum()) < NEW_VIEW_BITS:
-                return
-        self._views.append(_View(stamp_ns, code, best))
+        if self._is_new(code):
+            self._views.append(_View(stamp_ns, code, best, distinctness))

@@ -1,0 +1,109 @@
+"""How much better a match is than the best match at any other place.
+
+The cosine by itself says little: in a street of one style all images are alike, in a varied one
+none are, so that no threshold carries over. That no other place of the map comes near does carry
+over (Lowe's ratio test, IJCV 2004, section 7.1, made for places).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.types import Candidate, Keyframe
+
+# What is nearer than this to a keyframe shows the same place.
+_NEAR_KEYFRAMES = 12
+_NEAR_NS = 5_000_000_000
+_NEAR_M = 6.0
+# A map with fewer other places than this says nothing of what looks alike.
+MIN_OTHER_PLACES = 20
+_CHUNK = 16
+
+
+class SamePlaces:
+    """Stretches of the map that accepted closures have shown to be the same.
+
+    On a third lap two stretches match, and neither is the other's rival.
+    """
+
+    def __init__(self) -> None:
+        self._linked: dict[int, set[int]] = {}
+
+    def add(self, query_id: int, match_id: int) -> None:
+        """Remember that two keyframes show one place."""
+        a, b = query_id // _NEAR_KEYFRAMES, match_id // _NEAR_KEYFRAMES
+        self._linked.setdefault(a, set()).add(b)
+        self._linked.setdefault(b, set()).add(a)
+
+    def linked(self, a_id: int, b_id: int) -> bool:
+        """Whether keyframes near a and near b were matched."""
+        if not self._linked:
+            return False
+        a, b = a_id // _NEAR_KEYFRAMES, b_id // _NEAR_KEYFRAMES
+        return any(
+            other in self._linked.get(near, ())
+            for near in (a - 1, a, a + 1)
+            for other in (b - 1, b, b + 1)
+        )
+
+
+class RankedCandidates:
+    """Candidates, best first, with their keyframes read from the map as they are needed."""
+
+    def __init__(self, place_map: PlaceMap, found: Sequence[Candidate]) -> None:
+        self._map = place_map
+        self._keyframes: list[Keyframe] = []
+        self.found = found
+
+    def keyframe(self, rank: int) -> Keyframe:
+        """The keyframe of a candidate."""
+        if rank >= len(self._keyframes):
+            begin = len(self._keyframes)
+            end = max(rank + 1, begin + _CHUNK)
+            ids = [c.keyframe_id for c in self.found[begin:end]]
+            self._keyframes += self._map.keyframes(ids)
+        return self._keyframes[rank]
+
+    def rivals(self, rank: int, same: SamePlaces) -> Iterator[float]:
+        """Similarities of the candidates that show another place than one, best first."""
+        match = self.keyframe(rank)
+        for i, candidate in enumerate(self.found):
+            if i != rank and _is_elsewhere(match, self.keyframe(i), same):
+                yield candidate.similarity
+
+
+def distinctness(ranked: RankedCandidates, rank: int, top_k: int, same: SamePlaces) -> float:
+    """Similarity of a candidate less that of the best one at another place.
+
+    Args:
+        ranked: all candidates.
+        rank: of the candidate in question.
+        top_k: how many candidates were asked for.
+        same: stretches of the map that are one place.
+
+    Returns:
+        -2 to 2; at most 0 where the map is too small to tell.
+    """
+    similarity = ranked.found[rank].similarity
+    rivals = ranked.rivals(rank, same)
+    rival = next(rivals, None)
+    if len(ranked.found) < top_k:  # these are all keyframes that there are
+        others = (rival is not None) + sum(1 for _ in rivals)
+        if others < MIN_OTHER_PLACES:
+            return min(0.0, similarity - rival) if rival is not None else 0.0
+    if rival is None:  # the nearest other place is further than all candidates
+        rival = ranked.found[-1].similarity
+    return similarity - rival
+
+
+def _is_elsewhere(a: Keyframe, b: Keyframe, same: SamePlaces) -> bool:
+    # Another session may well show the same place: it can neither support nor contradict.
+    if a.session != b.session or abs(a.id - b.id) <= _NEAR_KEYFRAMES:
+        return False
+    if abs(a.stamp_ns - b.stamp_ns) <= _NEAR_NS or same.linked(a.id, b.id):
+        return False
+    if a.pose is None or b.pose is None or a.pose.frame_id != b.pose.frame_id:
+        return True
+    return math.dist(a.pose.position_m, b.pose.position_m) > _NEAR_M

@@ -1,0 +1,39 @@
+"""The probability rises with distinctness and with support, and is always one."""
+
+import itertools
+
+import pytest
+
+from hashvpr_ros.engine.factory import create_engine
+from hashvpr_ros.matching.probability import BUILT_IN_CURVE, FULL_SUPPORT, ProbabilityModel
+
+
+@pytest.fixture(scope="module")
+def lite() -> ProbabilityModel:
+    return ProbabilityModel.of(create_engine().info.probability_curve)
+
+
+def test_a_model_without_a_curve_gets_the_built_in_one_which_is_more_careful(lite):
+    built_in = ProbabilityModel.of(None)
+    assert built_in.built_in and not lite.built_in
+    assert (built_in.slope, built_in.intercept) == BUILT_IN_CURVE
+    for distinctness in (0.05, 0.1, 0.2):
+        assert built_in(distinctness) < lite(distinctness)
+
+
+def test_it_rises_with_distinctness_and_stays_within_0_and_1(lite):
+    for support in (0.0, 0.5, 1.0):
+        values = [lite(d, support, d) for d in (-2.0, -0.1, 0.0, 0.02, 0.04, 0.06, 0.2, 2.0)]
+        assert all(a <= b for a, b in itertools.pairwise(values))
+        assert 0.0 <= values[0] < 0.1 and 0.9 < values[-1] <= 1.0
+
+
+def test_no_single_image_of_little_distinctness_is_a_closure(lite):
+    assert lite(0.1) < 0.6
+    assert lite(0.0) < 0.1
+
+
+def test_a_run_makes_a_small_distinctness_sure_and_none_at_all_unlikely(lite):
+    assert lite(0.07, FULL_SUPPORT, 0.07) > 0.99
+    assert lite(0.0, 1.0, 0.0) < 0.05
+    assert lite(0.07, 0.1, 0.07) < 0.9
