@@ -68,6 +68,7 @@ def command(
                     "position_m": list(h.keyframe.pose.position_m) if h.keyframe.pose else None,
                     "distance_bits": h.distance_bits,
                     "similarity": round(h.similarity, 4),
+                    "distinctness": round(h.distinctness, 4),
                     "probability": round(h.probability, 4),
                 }
                 for h in decision.hypotheses
@@ -75,13 +76,14 @@ def command(
             results.append({"image": str(image), "hypotheses": hypotheses})
             click.echo(f"{image}" + ("" if hypotheses else ": the map is empty"))
             if hypotheses:
-                rows = [("  place", "stamp (s)", "bits", "similarity", "probability", "session")]
+                rows = [("  place", "stamp (s)", "bits", "similarity", "distinct", "probability", "session")]
                 rows += [
                     (
                         f"  {h.keyframe.id}",
                         f"{h.keyframe.stamp_ns / 1e9:.3f}",
                         str(h.distance_bits),
                         f"{h.similarity:.3f}",
+                        f"{h.distinctness:.3f}",
                         f"{h.probability:.3f}",
                         h.keyframe.session[:12],
                     )

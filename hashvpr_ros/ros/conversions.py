@@ -127,6 +127,7 @@ def to_place(keyframe: Keyframe, hypothesis: Hypothesis | None = None) -> PlaceH
     if hypothesis is not None:
         message.distance = int(hypothesis.distance_bits)
         message.similarity = float(hypothesis.similarity)
+        message.distinctness = float(hypothesis.distinctness)
         message.probability = float(hypothesis.probability)
         message.sequence_support = float(hypothesis.sequence_support)
     return message
