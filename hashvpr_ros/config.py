@@ -136,7 +136,7 @@ class KeyframeConfig:
 
     min_distance_m: float = _setting(
         0.5,
-        "With poses: a new keyframe after this distance, or",
+        "With poses: a new keyframe after this distance, or after `min_angle_rad`.",
         unit="m",
         low=0.0,
         high=1000.0,
@@ -144,7 +144,7 @@ class KeyframeConfig:
     )
     min_angle_rad: float = _setting(
         0.35,
-        "with poses: after this turn.",
+        "With poses: a new keyframe after this turn, or after `min_distance_m`.",
         unit="rad",
         low=0.0,
         high=math.pi,
@@ -152,7 +152,7 @@ class KeyframeConfig:
     )
     min_period_s: float = _setting(
         0.5,
-        "Without poses: no keyframe sooner than this after the last,",
+        "Without poses: no keyframe sooner than this after the last.",
         unit="s",
         low=0.0,
         high=3600.0,
@@ -160,7 +160,7 @@ class KeyframeConfig:
     )
     min_novelty_bits: int = _setting(
         40,
-        "without poses: and only when its code differs from the last keyframe's by this much,",
+        "Without poses: a new keyframe when the code differs by this much from the last one's.",
         unit="bits",
         low=0,
         high=512,
@@ -168,7 +168,7 @@ class KeyframeConfig:
     )
     max_period_s: float = _setting(
         10.0,
-        "without poses: or this much time has passed. 0: never for that reason.",
+        "Without poses: a new keyframe after this time in any case. 0: never for that reason.",
         unit="s",
         low=0.0,
         high=86400.0,

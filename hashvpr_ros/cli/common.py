@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +40,32 @@ def open_engine(path: Path | None) -> Any:
 
 
 def write_json(path: Path | None, value: object) -> None:
-    """Write JSON atomically; None writes nothing.
+    """Write JSON atomically, NaN and infinity as null; None writes nothing.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     if path is None:
         return
+    text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(text)
         os.replace(temporary, path)
     except OSError as e:
+        with suppress(OSError):
+            temporary.unlink()
         raise ConfigError(f"{path}: cannot be written: {e.strerror}; give another path") from e
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def progress_bar(total: int, what: str, unit: str = "image") -> Any:

@@ -53,7 +53,21 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
+def parameters_table() -> str:
+    """All parameters as a Markdown table; the README has it."""
+    lines = ["| parameter | default | range | meaning |", "|---|---|---|---|"]
+    for s in settings():
+        allowed = ", ".join(s.choices)
+        if s.low is not None and s.high is not None:
+            allowed = f"{s.low:g} to {s.high:g} {s.unit}".strip()
+        live = " *" if s.change == LIVE else ""
+        meaning = s.doc.rstrip(".,") + "."
+        lines.append(f"| `{s.name}`{live} | `{_value(s.default)}` | {allowed} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
 @click.command(name="config")
-def command() -> None:
+@click.option("--table", "as_table", is_flag=True, help="As a Markdown table instead.")
+def command(as_table: bool) -> None:
     """Print every parameter of the node, with its default and meaning, as a parameter file."""
-    click.echo(parameters_yaml(), nl=False)
+    click.echo(parameters_table() if as_table else parameters_yaml(), nl=False)

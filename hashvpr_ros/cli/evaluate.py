@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -63,7 +64,6 @@ def command(
         "version": __version__,
         "machine": machine(),
     }
-    write_json(json_path, result)
     recall, latency, size = result["recall"], result["latency_ms"], result["bytes_per_place"]
     assert isinstance(recall, dict) and isinstance(latency, dict) and isinstance(size, dict)
     click.echo(
@@ -73,7 +73,7 @@ def command(
     rows: list[tuple[str, ...]] = [("recall (%)", "R@1", "R@5", "R@10")]
     names = {"hash": "code alone", "float": "float alone", "rerank": "code, re-ranked"}
     rows += [
-        (label, *(f"{recall[key][k]:.1f}" for k in ("1", "5", "10")))
+        (label, *(_percent(recall[key][k]) for k in ("1", "5", "10")))
         for key, label in names.items()
     ]
     click.echo(table(rows))
@@ -81,3 +81,8 @@ def command(
     rows += [(k, f"{v['median']:.2f}", f"{v['p95']:.2f}") for k, v in latency.items()]
     click.echo(table(rows))
     click.echo(f"bytes a place: {size['resident']:.0f} in memory, {size['stored']:.0f} on disk")
+    write_json(json_path, result)
+
+
+def _percent(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.1f}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from typing import NoReturn
 
 import click
 
@@ -20,6 +22,12 @@ COMMANDS = {
     "export": "Write engine files from weights.",
     "config": "Print every parameter of the node as YAML.",
 }
+
+
+# Since click 8.2 an error of its own; before, the help is printed without one.
+_NO_ARGUMENTS: type[click.UsageError] | tuple[()] = getattr(
+    click.exceptions, "NoArgsIsHelpError", ()
+)
 
 
 class _Lazy(click.Group):
@@ -47,13 +55,34 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; never returns."""
     try:
-        cli(prog_name="hashvpr")
-    except HashVprError as e:
-        click.echo(f"hashvpr: error: {e}", err=True)
+        sys.exit(cli.main(prog_name="hashvpr", standalone_mode=False))
+    except _NO_ARGUMENTS as e:  # `hashvpr map`: its help, as click shows it
+        e.show()
         sys.exit(2)
+    except click.ClickException as e:
+        context = getattr(e, "ctx", None)
+        command = context.command_path if context else "hashvpr"
+        _fail(f"{' '.join(e.format_message().split())} See `{command} --help`.")
+    except click.Abort:
+        click.echo("hashvpr: interrupted", err=True)
+        sys.exit(130)
+    except HashVprError as e:
+        _fail(str(e))
     except BrokenPipeError:  # `hashvpr ... | head`
-        sys.stderr.close()
+        # The interpreter flushes stdout once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except ModuleNotFoundError as e:
+        if (e.name or "").startswith("hashvpr_ros"):
+            raise
+        _fail(f"the Python package {e.name} is not installed; install requirements/base.txt")
+    except OSError as e:
+        _fail(f"{e.filename or 'the system'}: {e.strerror or e}; check paths and free space")
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"hashvpr: error: {message}", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

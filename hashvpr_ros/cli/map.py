@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hashvpr_ros.cli.common import (
     ticker,
     write_json,
 )
-from hashvpr_ros.errors import ConfigError, MapError
+from hashvpr_ros.errors import ConfigError, DatasetError, MapError
 
 _map_argument = click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
 
@@ -52,7 +54,8 @@ def build(
 ) -> None:
     """Build the map OUT from a folder of images or a bag.
 
-    A folder has no times: each of its images becomes a keyframe.
+    A folder has no times: each of its images becomes a keyframe. OUT appears when all went well;
+    what --append added before an error stays.
 
     \b
     hashvpr map build office.vprmap --images office/
@@ -66,6 +69,8 @@ def build(
 
     if (images is None) == (bag is None):
         raise ConfigError("give either --images DIR or --bag BAG")
+    if images is not None and (image_topic or pose_topic):
+        raise ConfigError("--image-topic and --pose-topic are for --bag; leave them out")
     frames: Any
     if images is not None:
         from hashvpr_ros.datasets.folder import FolderFrames
@@ -92,8 +97,9 @@ def build(
     engine = open_engine(engine_path)
     info = engine.info
     with (
+        _new_or(out) as path,
         PlaceMap.open(
-            out, info.fingerprint, info.feature_dim, model_name=info.name, session=session
+            path, info.fingerprint, info.feature_dim, model_name=info.name, session=session
         ) as place_map,
         progress_bar(len(frames), "mapping") as bar,
     ):
@@ -103,9 +109,12 @@ def build(
             camera=camera,
             progress=ticker(bar),
         )
+        skipped = getattr(frames, "skipped", [])
+        if not counts.images:
+            reason = f"none can be read, as {skipped[0]}" if skipped else "the topic is empty"
+            raise DatasetError(f"{bag}: no images on {image_topic}: {reason}; give another topic")
         place_map.flush()
         total = len(place_map)
-    skipped = getattr(frames, "skipped", [])
     for line in skipped[:5]:
         click.echo(f"left out: {line}", err=True)
     click.echo(
@@ -113,6 +122,27 @@ def build(
         + (f", {len(skipped)} images left out" if skipped else "")
         + f"; {total} in the map"
     )
+
+
+@contextmanager
+def _new_or(out: Path) -> Iterator[Path]:
+    """Where to build: OUT itself where it exists, else a file that becomes OUT at the end."""
+    from hashvpr_ros.map import files
+
+    if out.exists():
+        yield out
+        return
+    out = files.resolve(out)
+    files.refuse_orphan_log(out)
+    path = files.temporary_beside(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        files.put(path, out, overwrite=False)
+    except OSError as e:
+        raise MapError(f"{out}: cannot be written: {e.strerror}; check the folder") from e
+    finally:
+        files.discard(path)
 
 
 @command.command()
@@ -135,7 +165,7 @@ def info(path: Path, json_path: Path | None) -> None:
                 ("with thumbnail", str(found.with_thumbnail)),
                 ("cameras", ", ".join(found.cameras)),
                 ("sessions", str(len(found.sessions))),
-                ("file", f"{found.file_bytes / 1e6:.1f} MB"),
+                ("file", f"{found.file_bytes / 1e3:,.0f} kB"),
             ]
         )
     )

@@ -76,7 +76,17 @@ def command(
             results.append({"image": str(image), "hypotheses": hypotheses})
             click.echo(f"{image}" + ("" if hypotheses else ": the map is empty"))
             if hypotheses:
-                rows = [("  place", "stamp (s)", "bits", "similarity", "distinct", "probability", "session")]
+                rows = [
+                    (
+                        "  place",
+                        "stamp (s)",
+                        "bits",
+                        "similarity",
+                        "distinct",
+                        "probability",
+                        "session",
+                    )
+                ]
                 rows += [
                     (
                         f"  {h.keyframe.id}",

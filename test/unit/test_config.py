@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from hashvpr_ros.cli.config import command, parameters_yaml
+from hashvpr_ros.cli.config import command, parameters_table, parameters_yaml
 from hashvpr_ros.config import Config, from_flat, problem_with, settings
 from hashvpr_ros.errors import ConfigError
 
@@ -34,6 +34,12 @@ def test_the_yaml_is_what_the_command_prints():
     assert max(map(len, parameters_yaml().splitlines())) <= 99
 
 
+def test_the_readme_has_the_table_that_the_command_prints():
+    table = CliRunner().invoke(command, ["--table"]).output
+    assert table == parameters_table()
+    assert table in (ROOT / "README.md").read_text(), "run: hashvpr config --table"
+
+
 def test_the_yaml_has_every_parameter_with_its_default():
     tree = yaml.safe_load(YAML.read_text())
     assert list(tree) == ["/**"]
@@ -47,7 +53,7 @@ def test_the_yaml_has_every_parameter_with_its_default():
 def test_every_default_is_allowed_and_every_setting_is_explained():
     for s in settings():
         assert problem_with(s, s.default) == ""
-        assert s.doc.endswith((".", ",", "or")), s.name
+        assert s.doc.endswith("."), s.name
         numeric = type(s.default) in (int, float)
         assert not numeric or (s.low is not None and s.high is not None), s.name
 
