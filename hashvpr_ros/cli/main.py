@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import NoReturn
 
@@ -68,10 +67,6 @@ def main() -> None:
         sys.exit(130)
     except HashVprError as e:
         _fail(str(e))
-    except BrokenPipeError:  # `hashvpr ... | head`
-        # The interpreter flushes stdout once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except ModuleNotFoundError as e:
         if (e.name or "").startswith("hashvpr_ros"):
             raise

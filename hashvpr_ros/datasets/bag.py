@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -21,6 +21,7 @@ from hashvpr_ros.types import Pose
 
 _IMAGE = "sensor_msgs/msg/Image"
 _COMPRESSED = "sensor_msgs/msg/CompressedImage"
+_SUFFIXES = (".db3", ".mcap")
 _POSES = {
     "nav_msgs/msg/Odometry": lambda m: m.pose.pose,
     "geometry_msgs/msg/PoseStamped": lambda m: m.pose,
@@ -62,11 +63,27 @@ def open_bag(path: Path) -> AnyReader:
     """
     if not path.exists():
         raise DatasetError(f"{path}: no such bag; correct the path")
+    if path.suffix == ".bag":
+        what = "rename the folder" if path.is_dir() else "convert it by `rosbags-convert`"
+        raise DatasetError(f"{path}: ROS 1 bags end in .bag and are not supported; {what}")
+    if path.is_dir() and not (path / "metadata.yaml").is_file():
+        raise DatasetError(
+            f"{path}: has no metadata.yaml, so it is no bag; give the bag's folder, or make the "
+            "file again with `ros2 bag reindex`"
+        )
+    if path.is_file() and path.suffix not in _SUFFIXES:
+        raise DatasetError(
+            f"{path}: is no bag; give the folder of a rosbag2, or its {' or '.join(_SUFFIXES)} "
+            "file"
+        )
     try:
         reader = AnyReader([path], default_typestore=typestore())
         reader.open()
     except Exception as e:  # sqlite3, mcap, yaml and zstd each raise their own
-        raise DatasetError(f"{path}: not a readable bag ({e}); `ros2 bag reindex` may help") from e
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise DatasetError(
+            f"{path}: not a readable bag ({reason}); `ros2 bag reindex` may help"
+        ) from e
     return reader
 
 
@@ -114,8 +131,7 @@ class BagFrames:
         _topic(reader, self.path, self.pose_topic, tuple(_POSES))
         connections = [c for c in reader.connections if c.topic == self.pose_topic]
         poses = []
-        for message in _messages(reader, connections, self.path):
-            kind, value = message
+        for kind, value in _messages(reader, connections, self.path):
             p = _POSES[kind](value)
             pose = Pose(
                 (p.position.x, p.position.y, p.position.z),
@@ -141,7 +157,7 @@ class BagFrames:
         self.skipped = []
         try:
             connections = [c for c in reader.connections if c.topic == self.image_topic]
-            for kind, message in _messages(reader, connections, self.path):
+            for kind, message in _messages(reader, connections, self.path, self.skipped):
                 stamp = stamp_ns(message.header.stamp)
                 try:
                     rgb = decode(kind, message)
@@ -160,7 +176,7 @@ def decode(kind: str, message: Any) -> NDArray[np.uint8]:
         ImageError: damaged or of an unknown encoding.
     """
     if kind == _COMPRESSED:
-        return imaging.decode_compressed(message.data)
+        return imaging.decode_compressed(message.data, message.format)
     return imaging.to_rgb(
         message.data,
         message.encoding,
@@ -174,16 +190,49 @@ def decode(kind: str, message: Any) -> NDArray[np.uint8]:
 def _topic(reader: AnyReader, path: Path, topic: str, kinds: tuple[str, ...]) -> int:
     """How many messages a topic has; it must exist and be of one of the types."""
     found = reader.topics.get(topic)
-    if found is None or found.msgtype not in kinds:
-        there = "; ".join(f"{name} ({info.msgtype})" for name, info in reader.topics.items())
-        wrong = f"is a {found.msgtype}" if found is not None else "is not in the bag"
-        raise DatasetError(f"{path}: topic {topic} {wrong}; the bag has {there or 'no topics'}")
-    return int(found.msgcount)
+    if found is not None and found.msgtype in kinds:
+        return int(found.msgcount)
+    wanted = " or ".join(kind.rsplit("/", 1)[1] for kind in kinds)
+    if found is None:
+        wrong = "is not in the bag"
+    else:
+        wrong = f"is of type {found.msgtype or 'more than one'}, not {wanted}"
+    there = [f"{name} ({info.msgtype})" for name, info in reader.topics.items()]
+    fit = [name for name, info in reader.topics.items() if info.msgtype in kinds]
+    remedy = f"give {' or '.join(fit)}" if fit else f"it has none of type {wanted}"
+    raise DatasetError(
+        f"{path}: topic {topic} {wrong}; the bag has {', '.join(there) or 'no topics'}: {remedy}"
+    )
 
 
-def _messages(reader: AnyReader, connections: list, path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        for connection, _, raw in reader.messages(connections=connections):
-            yield connection.msgtype, reader.deserialize(raw, connection.msgtype)
-    except (AnyReaderError, OSError, ValueError, KeyError, AssertionError) as e:
-        raise DatasetError(f"{path}: damaged: {e}") from e
+def _messages(
+    reader: AnyReader, connections: list, path: Path, skipped: list[str] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Type and content of each message; those that are damaged go to `skipped` where it is given.
+
+    Raises:
+        DatasetError: the bag is damaged.
+    """
+    if not connections:  # for which rosbags would read everything
+        return
+    messages = reader.messages(connections=connections)
+    while True:
+        try:
+            connection, time_ns, raw = next(messages)
+        except StopIteration:
+            return
+        except Exception as e:  # as in open_bag
+            raise _damaged(path, e) from e
+        try:
+            message = reader.deserialize(raw, connection.msgtype)
+        except Exception as e:  # whatever the bytes happen to call for
+            if skipped is None:
+                raise _damaged(path, e) from e
+            skipped.append(f"message at {time_ns / 1e9:.3f} s: damaged")
+            continue
+        yield connection.msgtype, message
+
+
+def _damaged(path: Path, e: Exception) -> DatasetError:
+    reason = " ".join(str(e).split()) or type(e).__name__
+    return DatasetError(f"{path}: damaged ({reason}); copy or record it again")

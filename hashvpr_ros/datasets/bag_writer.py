@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import sqlite3
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,18 +33,23 @@ def write_bag(path: Path, frames: Iterable[Frame], *, storage: str = "sqlite3") 
         how many images were written.
 
     Raises:
-        DatasetError: the folder exists, or cannot be written.
+        DatasetError: the folder exists, or cannot be written; of another storage.
     """
+    plugin = _STORAGES.get(storage)
+    if plugin is None:
+        raise DatasetError(f"{path}: unknown storage {storage!r}; give {' or '.join(_STORAGES)}")
     if path.exists():
         raise DatasetError(f"{path}: exists; give another path")
-    unfinished = path.with_name(f".{path.name}.new")
-    shutil.rmtree(unfinished, ignore_errors=True)
     types = typestore()
     odometry_type, image_type = "nav_msgs/msg/Odometry", "sensor_msgs/msg/Image"
     count = 0
+    workplace = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with Writer(unfinished, version=_VERSION, storage_plugin=_STORAGES[storage]) as writer:
+        workplace = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+        # The writer names the files in the bag like its folder.
+        unfinished = Path(workplace) / path.name
+        with Writer(unfinished, version=_VERSION, storage_plugin=plugin) as writer:
             images = writer.add_connection(IMAGE_TOPIC, image_type, typestore=types)
             odometry = writer.add_connection(ODOMETRY_TOPIC, odometry_type, typestore=types)
             for frame in frames:
@@ -54,10 +61,12 @@ def write_bag(path: Path, frames: Iterable[Frame], *, storage: str = "sqlite3") 
                 writer.write(images, frame.stamp_ns, raw)
                 count += 1
         unfinished.rename(path)
-    except OSError as e:
-        raise DatasetError(f"{path}: cannot be written: {e.strerror}; check the folder") from e
+    except (OSError, sqlite3.Error) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise DatasetError(f"{path}: cannot be written: {reason}; check the folder") from e
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if workplace is not None:
+            shutil.rmtree(workplace, ignore_errors=True)
     return count
 
 

@@ -13,7 +13,7 @@ from hashvpr_ros import imaging
 from hashvpr_ros.datasets.base import Frame
 from hashvpr_ros.errors import DatasetError, ImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what imaging decodes
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -23,29 +23,56 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         DatasetError: missing or damaged.
     """
     try:
-        return imaging.decode_compressed(path.read_bytes())
+        data = path.read_bytes()
+    except IsADirectoryError as e:
+        raise DatasetError(f"{path}: is a folder; give an image file") from e
     except OSError as e:
         raise DatasetError(f"{path}: cannot be read: {e.strerror}; correct the path") from e
+    if not data:
+        raise DatasetError(f"{path}: is an empty file; replace or remove it")
+    try:
+        return imaging.decode_compressed(data)
     except ImageError as e:
         raise DatasetError(f"{path}: {e}; replace or remove the file") from e
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """Image files of a folder, `2.jpg` before `10.jpg`.
+    """Image files of a folder, `2.jpg` before `10.jpg`; hidden files are passed over.
 
     Raises:
         DatasetError: no such folder, or no images in it.
     """
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; correct the path")
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
+    check_folder(folder)
+    try:
+        paths = [p for p in folder.iterdir() if _is_image(p)]
+    except OSError as e:
+        raise DatasetError(f"{folder}: cannot be read: {e.strerror}; correct the path") from e
     if not paths:
-        raise DatasetError(f"{folder}: holds no images ({', '.join(SUFFIXES)})")
-    return sorted(paths, key=lambda p: [int(s) if s.isdigit() else s for s in _split(p.name)])
+        raise DatasetError(
+            f"{folder}: holds no images ({', '.join(SUFFIXES)}); give the folder in which they lie"
+        )
+    return sorted(paths, key=_natural)
 
 
-def _split(name: str) -> list[str]:
-    return re.split(r"(\d+)", name)
+def check_folder(folder: Path) -> None:
+    """Raise DatasetError unless this is a folder."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise DatasetError(f"{folder}: is a file, not a folder; give the folder it lies in")
+    raise DatasetError(f"{folder}: no such folder; correct the path")
+
+
+def _is_image(path: Path) -> bool:
+    # File managers and macOS leave `._0001.jpg` and the like, which hold no image.
+    hidden = path.name.startswith(".")
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    """Text and numbers take turns; the name itself decides between `1.jpg` and `01.jpg`."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(s) if i % 2 else s for i, s in enumerate(parts)], path.name
 
 
 class FolderFrames:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
+import numbers
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hashvpr_ros.datasets.folder import image_paths
+from hashvpr_ros.datasets.folder import check_folder, image_paths
 from hashvpr_ros.errors import DatasetError
 
 GROUND_TRUTH = "ground_truth_new.npy"
@@ -45,8 +47,13 @@ class VprBench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder; correct the path")
+        check_folder(folder)
+        for part in ("query", "ref"):
+            if not (folder / part).is_dir():
+                raise DatasetError(
+                    f"{folder}: has no folder {part}/; give a folder in the layout of VPR-Bench: "
+                    f"query/, ref/ and {GROUND_TRUTH}"
+                )
         self.queries = image_paths(folder / "query")
         self.references = image_paths(folder / "ref")
         self.correct = read_ground_truth(
@@ -72,35 +79,49 @@ def read_ground_truth(path: Path, queries: int, references: int) -> list[list[in
         DatasetError: missing, malformed, or with indices that do not exist.
     """
     if not path.is_file():
-        raise DatasetError(f"{path}: is missing; it says which references are correct")
+        raise DatasetError(
+            f"{path}: is missing; it says which references are correct, an array of (query, "
+            "correct references)"
+        )
     try:
-        rows = _load_objects(path)
-        found = {int(row[0]): [int(i) for i in np.atleast_1d(row[1])] for row in rows}
-    except (
-        ValueError,
-        TypeError,
-        IndexError,
-        EOFError,
-        pickle.UnpicklingError,
-        KeyError,
-        AttributeError,
-        ImportError,
-        OverflowError,
-        MemoryError,
-    ) as e:
+        rows = [
+            (_index(row[0]), [_index(i) for i in np.atleast_1d(row[1])])
+            for row in _load_objects(path)
+        ]
+    except Exception as e:  # a damaged pickle raises whatever its bytes happen to call for
         raise DatasetError(
             f"{path}: not an array of (query, correct references): {e}; write it anew"
         ) from e
-    missing = sorted(set(range(queries)) - set(found))
-    if missing:
-        raise DatasetError(f"{path}: query {missing[0]} has no entry; every query needs one")
-    for query, right in found.items():
+    found: dict[int, list[int]] = {}
+    for query, right in rows:
+        if not 0 <= query < queries:
+            raise DatasetError(
+                f"{path}: has an entry for query {query}, but query/ has {queries} images; "
+                "complete the folder or write the file anew"
+            )
+        if query in found:
+            raise DatasetError(f"{path}: has two entries for query {query}; join them")
         wrong = [i for i in right if not 0 <= i < references]
         if wrong:
             raise DatasetError(
-                f"{path}: query {query} names reference {wrong[0]}, but ref/ has {references}"
+                f"{path}: query {query} names reference {wrong[0]}, but ref/ has {references} "
+                "images; complete the folder or write the file anew"
             )
+        found[query] = right
+    missing = sorted(set(range(queries)) - set(found))
+    if missing:
+        raise DatasetError(
+            f"{path}: query {missing[0]} has no entry; every query needs one, be it empty"
+        )
     return [found[i] for i in range(queries)]
+
+
+def _index(value: Any) -> int:
+    """A whole number, whatever its type; 1.5 or NaN is none."""
+    is_number = isinstance(value, numbers.Real)
+    if not is_number or value != math.floor(value):
+        raise ValueError(f"{value!r} is not an index")
+    return math.floor(value)
 
 
 def _load_objects(path: Path) -> Any:

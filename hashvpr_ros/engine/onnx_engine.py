@@ -37,9 +37,11 @@ class OnnxEngine:
         self.path = Path(path).expanduser()
         self._session: onnxruntime.InferenceSession | None = None
         if not self.path.exists():
-            raise EngineError(f"{self.path}: no such engine file; correct engine.path")
+            raise EngineError(
+                f"{self.path}: no such engine file; correct the path (engine.path, or --engine)"
+            )
         if not self.path.is_file():
-            raise EngineError(f"{self.path}: is not a file; engine.path must name an .onnx file")
+            raise EngineError(f"{self.path}: is not a file; give the path of an .onnx file")
         chosen = _choose_providers(providers)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -49,7 +51,7 @@ class OnnxEngine:
         try:
             session = onnxruntime.InferenceSession(str(self.path), options, providers=chosen)
         except Exception as e:  # the runtime's own classes share no base but Exception
-            reason = str(e).strip().splitlines()[0][:200]
+            reason = _first_line(e)
             raise EngineError(
                 f"{self.path}: cannot be loaded as an ONNX model ({reason}); export it again"
             ) from e
@@ -68,8 +70,9 @@ class OnnxEngine:
     def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """See `DescriptorEngine.describe`."""
         if self._session is None:
-            raise EngineError(f"{self.path}: the engine is closed")
+            raise EngineError(f"{self.path}: the engine is closed; create it again")
         want = (self.info.height, self.info.width, 3)
+        images = np.asarray(images)
         if (
             images.dtype != np.uint8
             or images.ndim != 4
@@ -77,15 +80,18 @@ class OnnxEngine:
             or not len(images)
         ):
             raise EngineError(
-                f"{self.path}: takes uint8 [N, {want[0]}, {want[1]}, 3], not {images.dtype} "
-                f"{list(images.shape)}"
+                f"{self.path}: takes uint8 [N, {want[0]}, {want[1]}, 3] with N of at least 1, not "
+                f"{images.dtype} {list(images.shape)}; resize the images first"
             )
         try:
             codes, features = self._session.run(
                 ("codes", "features"), {"images": np.ascontiguousarray(images)}
             )
         except Exception as e:  # see above
-            raise EngineError(f"{self.path}: the runtime failed: {str(e)[:200]}") from e
+            raise EngineError(
+                f"{self.path}: the runtime failed ({_first_line(e)}); export the model again, or "
+                "choose another of engine.providers"
+            ) from e
         if not np.isfinite(features).all():
             raise EngineError(f"{self.path}: the model gave NaN or infinity; export it again")
         return codes, features
@@ -97,6 +103,10 @@ class OnnxEngine:
     def close(self) -> None:
         """See `DescriptorEngine.close`."""
         self._session = None
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
 
 
 def _choose_providers(wanted: Sequence[str]) -> list[str]:
@@ -135,6 +145,8 @@ def _read_info(session: onnxruntime.InferenceSession, path: Path) -> EngineInfo:
     shape = image.shape
     if image.type != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3:
         raise refuse(f"'images' is {image.type} {shape}, not uint8 [N, H, W, 3]")
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise refuse(f"'images' takes {shape[0]} images at a time, not one or any number")
     if not all(isinstance(v, int) and v > 0 for v in shape[1:3]):
         raise refuse(f"'images' has no fixed height and width: {shape}")
     if code.type != "tensor(uint8)" or len(code.shape) != 2 or code.shape[1] != CODE_BYTES:

@@ -45,7 +45,7 @@ class Evaluation:
     bytes_stored: float
 
     def summary(self) -> dict[str, object]:
-        """The JSON of `hashvpr evaluate`."""
+        """The JSON of `hashvpr evaluate`; a recall is NaN where no query has a reference."""
         return {
             "queries": len(self.positives),
             "references": self.references,
@@ -81,8 +81,7 @@ def evaluate(
     Raises:
         DatasetError: an image cannot be read. ConfigError: top_k or tolerance out of range.
     """
-    if top_k is None:
-        top_k = SMALL_TOP_K if len(dataset.references) < SMALL_MAP else Config().matching.top_k
+    top_k = candidates_to_rerank(dataset, top_k)
     if top_k < 1 or tolerance < 0:
         raise ConfigError("top-k must be at least 1 and the tolerance at least 0")
     info = engine.info
@@ -107,6 +106,13 @@ def evaluate(
         bytes_resident=resident,
         bytes_stored=stored,
     )
+
+
+def candidates_to_rerank(dataset: VprBench, top_k: int | None) -> int:
+    """What is asked for; None is 100, or 20 for fewer than 1,000 references."""
+    if top_k is not None:
+        return top_k
+    return SMALL_TOP_K if len(dataset.references) < SMALL_MAP else Config().matching.top_k
 
 
 def _place(path: Path, index: int, engine: DescriptorEngine) -> NewPlace:

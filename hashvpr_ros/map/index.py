@@ -1,13 +1,15 @@
 """Exact Hamming search over packed codes: the only module that imports faiss.
 
-The codes live in one growing array, 64 bytes a place, and FAISS scans a prefix of it. Rows are in
-the order of their addition, so "everything but the recent past of this session" is a prefix: the
-exclusion costs nothing and k candidates remain whatever is excluded.
+The codes live in one growing array, 64 bytes a place, which FAISS scans in place. Rows are in the
+order of their addition, so "everything but the recent past of this session" is nearly always a
+prefix: the exclusion costs next to nothing and k candidates remain whatever is excluded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import faiss
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.types import CODE_BYTES
 
+_T = TypeVar("_T", bound=np.generic)
 _GROWTH = 1.25  # more would waste memory on large maps, less would copy too often
 _FIRST_ROWS = 1024
 
@@ -28,6 +31,7 @@ class HammingIndex:
         self._ids = np.empty(0, np.int32)
         self._sessions = np.empty(0, np.int32)
         self._stamps = np.empty(0, np.int64)
+        self._first_row: dict[int, int] = {}  # of each session
 
     def __len__(self) -> int:
         return self._n
@@ -78,6 +82,9 @@ class HammingIndex:
             ids, sessions, stamps_ns: [m] each; sessions as small integers.
         """
         end = self._n + len(ids)
+        for session in np.unique(sessions).tolist():
+            if session not in self._first_row:
+                self._first_row[session] = self._n + int(np.argmax(sessions == session))
         if end > len(self._ids):
             self.reserve(max(end, _FIRST_ROWS, int(len(self._ids) * _GROWTH)))
         rows = slice(self._n, end)
@@ -87,50 +94,84 @@ class HammingIndex:
         self._stamps[rows] = stamps_ns
         self._n = end
 
-    def rows_before(self, session: int, stamp_ns: int) -> int:
-        """How many leading rows are free of keyframes of a session stamped after `stamp_ns`.
+    def excluded_rows(self, session: int, stamp_ns: int) -> NDArray[np.int64]:
+        """The rows of a session stamped after `stamp_ns`, ascending, int64.
 
-        Looks from the end backwards and only through the rows of that session, which is the
-        one being recorded and so the last: the cost is that of the excluded part alone. Stamps of
-        one session ascend but for the small disorder between cameras.
+        Looks only from the first row of the session on, which is usually the one being recorded
+        and so the last.
         """
-        end = self._n
-        while end > 0:
-            begin = max(0, end - 256)
-            recent = (self._sessions[begin:end] == session) & (self._stamps[begin:end] > stamp_ns)
-            if not recent.any():
-                break
-            end = begin + int(np.argmax(recent))
-        return end
+        first = self._first_row.get(session, self._n)
+        mine = self._sessions[first : self._n] == session
+        return first + np.flatnonzero(mine & (self._stamps[first : self._n] > stamp_ns))
 
     def search(
-        self, code: NDArray[np.uint8], k: int, rows: int | None = None
+        self, code: NDArray[np.uint8], k: int, excluded: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The k nearest of the first `rows` rows.
+        """The k nearest rows of those not excluded.
 
         Args:
             code: uint8 [64].
+            excluded: row numbers, ascending.
 
         Returns:
             ids int32 [<=k] and distances in bits int32 [<=k], by distance, then by id.
         """
-        rows = self._n if rows is None else min(rows, self._n)
-        k = min(k, rows)
-        if k <= 0:
-            return np.empty(0, np.int32), np.empty(0, np.int32)
-        distances, found = faiss.knn_hamming(code.reshape(1, -1), self._codes[:rows], k)
-        distance, row = distances[0], found[0]
-        order = np.lexsort((row, distance))
+        if excluded is None or not len(excluded):
+            row, distance = _nearest(code, self._codes[: self._n], k)
+        else:
+            # What is excluded is one stretch of rows but for the disorder between cameras, so
+            # that two scans without a copy and one of a few rows find all the others.
+            first, last = int(excluded[0]), int(excluded[-1])
+            between = np.ones(last - first, bool)
+            between[excluded[:-1] - first] = False
+            inside = first + np.flatnonzero(between)
+            parts = [
+                _nearest(code, self._codes[:first], k),
+                _nearest(code, self._codes[inside], k),
+                _nearest(code, self._codes[last + 1 : self._n], k),
+            ]
+            row = np.concatenate([parts[0][0], inside[parts[1][0]], last + 1 + parts[2][0]])
+            distance = np.concatenate([p[1] for p in parts])
+        order = np.lexsort((row, distance))[: max(k, 0)]
         return self._ids[row[order]], distance[order].astype(np.int32)
 
 
-def _frozen(view: NDArray) -> NDArray:
+def _nearest(
+    code: NDArray[np.uint8], codes: NDArray[np.uint8], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Rows and distances of the k nearest codes, in no order among equals."""
+    k = min(k, len(codes))
+    if k <= 0:
+        return np.empty(0, np.int64), np.empty(0, np.int32)
+    with _one_thread():
+        distances, rows = faiss.knn_hamming(code.reshape(1, -1), codes, k)
+    return rows[0], distances[0]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let FAISS work in the calling thread alone.
+
+    It shares queries out to threads, and here is one query: a second thread would only be waited
+    for, 10 ms where the other cores are busy. The number is the calling thread's own.
+    """
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _frozen(view: NDArray[_T]) -> NDArray[_T]:
     view.flags.writeable = False
     return view
 
 
 def raw_faiss_search(codes: NDArray[np.uint8], k: int) -> Callable[[NDArray[np.uint8]], None]:
     """A bare `IndexBinaryFlat` over the codes, for benchmarks to stand beside.
+
+    On one thread too, which is its best for one query.
 
     Returns:
         a function that searches one code, uint8 [64], and drops the answer.
@@ -139,6 +180,7 @@ def raw_faiss_search(codes: NDArray[np.uint8], k: int) -> Callable[[NDArray[np.u
     index.add(np.ascontiguousarray(codes))
 
     def search(code: NDArray[np.uint8]) -> None:
-        index.search(code.reshape(1, -1), k)
+        with _one_thread():
+            index.search(code.reshape(1, -1), k)
 
     return search

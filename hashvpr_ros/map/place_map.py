@@ -2,70 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
-from hashvpr_ros.map.schema import MAX_ID, SCHEMA_VERSION, explain
-from hashvpr_ros.map.store import Row, Store, pose_from_columns, row_crc
+from hashvpr_ros.map.info import MapInfo, count_contents
+from hashvpr_ros.map.loading import load_index
+from hashvpr_ros.map.maintenance import copy_database, find_problems
+from hashvpr_ros.map.rows import (
+    NewPlace,
+    Row,
+    check_text,
+    feature_matrix,
+    keyframe_from_columns,
+    make_row,
+)
+from hashvpr_ros.map.schema import MAX_ID, SCHEMA_VERSION, SQLITE_ERRORS, explain
+from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import CODE_BYTES, Descriptor, Keyframe, Pose
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
 
 # Keyframes that may wait in memory while the file cannot be written, before more are refused.
 MAX_PENDING = 4096
-
-
-@dataclass(frozen=True)
-class SessionInfo:
-    """One session of a map."""
-
-    name: str
-    keyframes: int
-    first_stamp_ns: int
-    last_stamp_ns: int
-
-
-@dataclass(frozen=True)
-class MapInfo:
-    """What a map holds."""
-
-    path: str  # "" in memory
-    map_id: str
-    model_name: str
-    fingerprint: str
-    feature_dim: int
-    schema_version: int
-    keyframes: int
-    with_pose: int
-    with_thumbnail: int
-    cameras: tuple[str, ...]
-    sessions: tuple[SessionInfo, ...]
-    file_bytes: int
-    index_bytes: int
-    uncommitted: int
-    read_only: bool
-    session: str  # being recorded, "" when read-only
-
-
-@dataclass(frozen=True)
-class NewPlace:
-    """A keyframe to be added, without an id."""
-
-    camera: str
-    stamp_ns: int
-    pose: Pose | None
-    descriptor: Descriptor
-    thumbnail: bytes | None = None
 
 
 class PlaceMap:
@@ -78,6 +50,7 @@ class PlaceMap:
     def __init__(self, store: Store, session: str, commit_period_s: float) -> None:
         self._store = store
         self._lock = threading.RLock()
+        self._long_reads = threading.Lock()  # taken before the other where both are
         self._closed = False
         meta = store.meta()
         self.map_id = meta["map_id"]
@@ -89,13 +62,12 @@ class PlaceMap:
         self._commit_period_s = commit_period_s
         self._pending: dict[int, Row] = {}
         self._pending_since = 0.0
-        self._index = HammingIndex()
-        self._session_numbers: dict[str, int] = {}
-        self._load_index()
+        self._index, self._session_numbers = load_index(store)
         self._next_id = store.next_id()
         self.session = ""
         if not self.read_only:
             self.start_session(session)
+            store.start_writing()
 
     @classmethod
     def open(
@@ -135,7 +107,8 @@ class PlaceMap:
             return cls(store, session, commit_period_s)
         except BaseException as e:
             store.close()
-            if isinstance(e, (sqlite3.Error, ValueError)):
+            # Damage can change the type and the range of a value, too.
+            if isinstance(e, (*SQLITE_ERRORS, ValueError, TypeError)):
                 raise _damaged(e, path) from e
             raise
 
@@ -144,23 +117,6 @@ class PlaceMap:
         """What a map holds, whatever model made it; read-only."""
         with cls.open(path, read_only=True, create=False) as place_map:
             return place_map.info()
-
-    def _load_index(self) -> None:
-        count = self._store.db.execute("SELECT count(*) FROM keyframes").fetchone()[0]
-        self._index.reserve(count)
-        for rows in self._store.codes():
-            ids, sessions, stamps, codes = zip(*rows, strict=True)
-            packed = np.frombuffer(b"".join(codes), np.uint8).reshape(-1, CODE_BYTES)
-            if len(packed) != len(ids):
-                raise MapError(f"{self.path}: damaged, codes have a wrong length; restore a copy")
-            self._index.add(
-                packed,
-                np.array(ids, np.int32),
-                np.array(sessions, np.int32),
-                np.array(stamps, np.int64),
-            )
-        names = self._store.db.execute("SELECT id, name FROM sessions")
-        self._session_numbers = {name: number for number, name in names}
 
     def __len__(self) -> int:
         return len(self._index)
@@ -177,6 +133,7 @@ class PlaceMap:
         """Record what follows under another session; "" makes a UUID."""
         with self._lock:
             self._check_writable()
+            check_text(name, "session")
             self.session = name or str(uuid.uuid4())
             if self.session not in self._session_numbers:
                 highest = max(self._session_numbers.values(), default=0)
@@ -210,7 +167,10 @@ class PlaceMap:
                 self.flush()
             if self._next_id + len(places) - 1 > MAX_ID:
                 raise MapError(f"{self.path}: full, ids have reached {MAX_ID}; start another map")
-            rows = [self._row(self._next_id + i, p) for i, p in enumerate(places)]
+            rows = [
+                make_row(self._next_id + i, self.session, place, self.feature_dim)
+                for i, place in enumerate(places)
+            ]
             if not rows:
                 return []
             self._next_id += len(rows)
@@ -225,29 +185,6 @@ class PlaceMap:
                 np.array([r.stamp_ns for r in rows], np.int64),
             )
             return [r.id for r in rows]
-
-    def _row(self, id_: int, place: NewPlace) -> Row:
-        code, feature = place.descriptor.code, place.descriptor.feature
-        if code.dtype != np.uint8 or code.shape != (CODE_BYTES,):
-            raise MapError(f"a code must be uint8 [64], not {code.dtype} {list(code.shape)}")
-        if feature.shape != (self.feature_dim,):
-            raise MapError(
-                f"{self.path}: a feature must have {self.feature_dim} values, not "
-                f"{list(feature.shape)}"
-            )
-        if not np.isfinite(feature).all():
-            raise MapError("a feature holds NaN or infinity; the engine is at fault")
-        pose = place.pose if place.pose is not None and place.pose.is_valid() else None
-        return Row(
-            id_,
-            self.session,
-            place.camera,
-            int(place.stamp_ns),
-            pose,
-            code.tobytes(),
-            feature.astype("<f2").tobytes(),
-            place.thumbnail,
-        )
 
     def flush(self) -> int:
         """Write the open batch.
@@ -282,7 +219,7 @@ class PlaceMap:
         with self._lock:
             self._check_writable()
             removed = len(self._index)
-            self._store.clear()
+            self._store.clear(self._next_id - 1)
             self._pending = {}
             self._index = HammingIndex()
             self._session_numbers = {}
@@ -309,13 +246,15 @@ class PlaceMap:
         Returns:
             ids int32 [<=k], distances in bits int32 [<=k], by distance, then id.
         """
+        if code.dtype != np.uint8 or code.shape != (CODE_BYTES,):
+            raise MapError(f"a code must be uint8 [64], not {code.dtype} {list(code.shape)}")
         with self._lock:
             self._check_open()
-            rows = None
-            if exclude_after_ns is not None:
-                number = self._session_numbers.get(exclude_session, 0)
-                rows = self._index.rows_before(number, exclude_after_ns)
-            return self._index.search(np.ascontiguousarray(code, np.uint8), k, rows)
+            excluded = None
+            if exclude_after_ns is not None and exclude_session in self._session_numbers:
+                number = self._session_numbers[exclude_session]
+                excluded = self._index.excluded_rows(number, exclude_after_ns)
+            return self._index.search(np.ascontiguousarray(code), k, excluded)
 
     def features(self, ids: Sequence[int] | NDArray[np.int32]) -> NDArray[np.float32]:
         """Float features of keyframes, in the order of the ids: float32 [n, D].
@@ -323,23 +262,25 @@ class PlaceMap:
         Raises:
             MapError: an id that the map does not hold.
         """
-        wanted = np.asarray(ids, np.int64).tolist()
+        # Each once and ascending, as the file gives them: no dictionary is needed to order them.
+        unique, order = np.unique(np.asarray(ids, np.int64), return_inverse=True)
+        wanted = unique.tolist()
         with self._lock:
             self._check_open()
-            pending = self._pending
-            blobs = {i: pending[i].feature for i in wanted if i in pending} if pending else {}
-            stored = [i for i in wanted if i not in blobs] if blobs else wanted
-            for chunk in _chunks(stored):
-                blobs.update(self._read(self._store.features, chunk))
-        if not wanted:
-            return np.empty((0, self.feature_dim), np.float32)
+            # Ids ascend, so that what waits to be written is the end.
+            written = bisect_left(wanted, min(self._pending, default=MAX_ID + 1))
+            blobs: list[bytes] = []
+            for chunk in _chunks(wanted[:written]):
+                blobs += self._read(self._store.features, chunk)
+            if len(blobs) == written:
+                blobs += [self._pending[i].feature for i in wanted[written:] if i in self._pending]
+        if len(blobs) != len(wanted):
+            self.keyframes(wanted)  # says which there is not
+            raise _damaged(ValueError("a feature is missing"), self.path)
         try:
-            joined = b"".join([blobs[i] for i in wanted])
-        except KeyError as e:
-            raise MapError(f"{self.path}: there is no keyframe {e.args[0]}") from None
-        if len(joined) != 2 * self.feature_dim * len(wanted):
-            raise MapError(f"{self.path}: damaged, a feature has a wrong length; restore a copy")
-        return np.frombuffer(joined, "<f2").reshape(len(wanted), -1).astype(np.float32)
+            return feature_matrix(blobs, self.feature_dim)[order]
+        except ValueError as e:
+            raise _damaged(e, self.path) from e
 
     def keyframes(self, ids: Sequence[int] | NDArray[np.int32]) -> list[Keyframe]:
         """Keyframes in the order of the ids.
@@ -356,7 +297,7 @@ class PlaceMap:
                     found[i] = Keyframe(i, row.session, row.camera, row.stamp_ns, row.pose)
             for chunk in _chunks([i for i in wanted if i not in found]):
                 for r in self._read(self._store.keyframes, chunk):
-                    found[r[0]] = Keyframe(r[0], r[1], r[2], r[3], pose_from_columns(r[4:]))
+                    found[r[0]] = keyframe_from_columns(r)
         try:
             return [found[i] for i in wanted]
         except KeyError as e:
@@ -368,13 +309,7 @@ class PlaceMap:
             self._check_open()
             if row := self._pending.get(id_):
                 return row.thumbnail
-            found = self._read(
-                lambda i: self._store.db.execute(
-                    "SELECT jpeg FROM thumbnails WHERE id = ?", (i,)
-                ).fetchone(),
-                id_,
-            )
-            return found[0] if found else None
+            return self._read(self._store.thumbnail, int(id_))
 
     def codes(self) -> NDArray[np.uint8]:
         """A copy of all codes, uint8 [n, 64], in the order of `ids`."""
@@ -386,10 +321,10 @@ class PlaceMap:
         with self._lock:
             return self._index.ids.copy()
 
-    def _read(self, read, *args):  # type: ignore[no-untyped-def]
+    def _read(self, read: Callable[[_A], _R], argument: _A) -> _R:
         try:
-            return read(*args)
-        except sqlite3.Error as e:
+            return read(argument)
+        except SQLITE_ERRORS as e:
             raise explain(e, self.path, "reading") from e
 
     def uncommitted(self) -> int:
@@ -411,8 +346,7 @@ class PlaceMap:
         """Size of the file and its write-ahead log; 0 in memory."""
         if not self.path:
             return 0
-        files = (Path(self.path), Path(f"{self.path}-wal"))
-        return sum(f.stat().st_size for f in files if f.exists())
+        return size_of(self.path) + size_of(wal_of(Path(self.path)))
 
     @property
     def session_count(self) -> int:
@@ -420,27 +354,15 @@ class PlaceMap:
         return len(self._session_numbers)
 
     def info(self) -> MapInfo:
-        """Counts and identity; commits the open batch first where the map can be written."""
+        """Counts and identity; commits the open batch first where the file can be written.
+
+        Where it cannot, `uncommitted` keyframes are missing from all counts but `keyframes`.
+        """
         with self._lock:
             self._check_open()
-            if self._pending:
+            with suppress(MapError):  # a full disk must not hide what is there
                 self.flush()
-            query = self._store.db.execute
-            try:
-                sessions = tuple(
-                    SessionInfo(*row)
-                    for row in query(
-                        "SELECT s.name, count(*), min(stamp_ns), max(stamp_ns) FROM keyframes k "
-                        "JOIN sessions s ON s.id = session_id GROUP BY s.id ORDER BY s.id"
-                    )
-                )
-                cameras = tuple(
-                    r[0] for r in query("SELECT DISTINCT camera FROM keyframes ORDER BY camera")
-                )
-                with_pose = query("SELECT count(px) FROM keyframes").fetchone()[0]
-                with_thumbnail = query("SELECT count(*) FROM thumbnails").fetchone()[0]
-            except sqlite3.Error as e:
-                raise explain(e, self.path, "reading") from e
+            contents = self._read(count_contents, self._store.db)
             return MapInfo(
                 path=self.path,
                 map_id=self.map_id,
@@ -449,10 +371,10 @@ class PlaceMap:
                 feature_dim=self.feature_dim,
                 schema_version=SCHEMA_VERSION,
                 keyframes=len(self),
-                with_pose=with_pose,
-                with_thumbnail=with_thumbnail,
-                cameras=cameras,
-                sessions=sessions,
+                with_pose=contents.with_pose,
+                with_thumbnail=contents.with_thumbnail,
+                cameras=contents.cameras,
+                sessions=contents.sessions,
                 file_bytes=self.file_bytes,
                 index_bytes=self.index_bytes,
                 uncommitted=self.uncommitted(),
@@ -463,77 +385,40 @@ class PlaceMap:
     # Keeping
 
     @contextmanager
-    def _snapshot(self):  # type: ignore[no-untyped-def]
-        """A connection for long reads: one of its own where adding must go on meanwhile."""
-        self._check_open()
-        if not self.path or self.read_only:
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A connection for long reads, beside which searching and adding go on."""
+        with self._long_reads:  # closing waits for this
             with self._lock:
-                yield self._store.db
-            return
-        db = sqlite3.connect(f"{Path(self.path).absolute().as_uri()}?mode=ro", uri=True)
+                self._check_open()
+                if self._pending:
+                    self.flush()
+                db = self._open_reader()
+                if db is None:  # in memory there is but one connection
+                    yield self._store.db
+                    return
+            with closing(db):
+                yield db
+
+    def _open_reader(self) -> sqlite3.Connection | None:
         try:
-            yield db
-        finally:
-            db.close()
+            return self._store.reader()
+        except SQLITE_ERRORS as e:
+            raise explain(e, self.path, "reading") from e
 
     def copy_to(self, path: str | Path, *, overwrite: bool = False) -> int:
         """Write a complete copy atomically; returns how many keyframes it holds.
 
         Raises:
-            MapError: the target exists and is not to be overwritten, or cannot be written.
+            MapError: the target exists and is not to be overwritten, is open, or cannot be
+                written.
         """
-        path = Path(path).expanduser()
-        if path.exists() and (not overwrite or not path.is_file()):
-            raise MapError(f"{path}: exists; give another path or allow overwriting")
-        if self.path and path.exists() and path.samefile(self.path):
-            raise MapError(f"{path}: is the open map itself; give another path")
-        if not self.read_only:
-            self.flush()
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            target = sqlite3.connect(temporary)
-            try:
-                with self._snapshot() as source:
-                    source.backup(target)
-                target.execute("PRAGMA journal_mode = DELETE")
-                count = target.execute("SELECT count(*) FROM keyframes").fetchone()[0]
-            finally:
-                target.close()
-            with open(temporary, "rb") as f:
-                os.fsync(f.fileno())
-            if overwrite:
-                os.replace(temporary, path)
-            else:
-                os.link(temporary, path)
-        except sqlite3.Error as e:
-            raise explain(e, path, "writing the copy") from e
-        except OSError as e:
-            raise MapError(f"{path}: cannot be written: {e.strerror}; check the folder") from e
-        finally:
-            temporary.unlink(missing_ok=True)
-        return int(count)
+        with self._snapshot() as db:
+            return copy_database(db, path, overwrite=overwrite)
 
     def verify(self) -> list[str]:
-        """Check the whole file; an empty list means that it is sound.
-
-        Looks at SQLite's structure, that each keyframe has a feature of the right size, that none
-        is left over, and at a checksum over each keyframe's content.
-        """
-        if not self.read_only:
-            self.flush()
-        problems: list[str] = []
-        try:
-            with self._snapshot() as db:
-                problems += [
-                    f"structure: {row[0]}"
-                    for row in db.execute("PRAGMA integrity_check(20)")
-                    if row[0] != "ok"
-                ]
-                problems += _content_problems(db, self.feature_dim)
-        except sqlite3.Error as e:
-            problems.append(f"cannot be read: {e}")
-        return problems
+        """Check the whole file, see `find_problems`; an empty list means that it is sound."""
+        with self._snapshot() as db:
+            return find_problems(db, self.feature_dim)
 
     def close(self) -> None:
         """Write the open batch and close the file; calling it again does nothing.
@@ -541,7 +426,7 @@ class PlaceMap:
         Raises:
             MapError: the batch could not be written; the file is closed all the same.
         """
-        with self._lock:
+        with self._long_reads, self._lock:
             if self._closed:
                 return
             try:
@@ -561,31 +446,6 @@ class PlaceMap:
             raise MapError(f"{self.path}: opened read-only; open it in mode mapping or slam")
 
 
-def _content_problems(db: sqlite3.Connection, feature_dim: int, most: int = 20) -> Iterable[str]:
-    problems = []
-    for row in db.execute(
-        "SELECT k.id, camera, stamp_ns, frame_id, px, py, pz, qx, qy, qz, qw, code, crc, feature, "
-        "jpeg FROM keyframes k LEFT JOIN features f ON f.id = k.id "
-        "LEFT JOIN thumbnails t ON t.id = k.id ORDER BY k.id"
-    ):
-        feature = row[13]
-        if not isinstance(feature, bytes) or len(feature) != 2 * feature_dim:
-            problems.append(f"keyframe {row[0]}: its feature is missing or of a wrong size")
-        elif row_crc(row[1], row[2], row[3:11], row[11], feature, row[14]) != row[12]:
-            problems.append(f"keyframe {row[0]}: its content does not match its checksum")
-        if len(problems) >= most:
-            return problems
-    orphans = db.execute(
-        "SELECT (SELECT count(*) FROM features WHERE id NOT IN (SELECT id FROM keyframes)), "
-        "(SELECT count(*) FROM keyframes WHERE session_id NOT IN (SELECT id FROM sessions))"
-    ).fetchone()
-    if orphans[0]:
-        problems.append(f"{orphans[0]} features belong to no keyframe")
-    if orphans[1]:
-        problems.append(f"{orphans[1]} keyframes belong to no session")
-    return problems
-
-
 def _chunks(ids: list[int], size: int = 512) -> Iterable[list[int]]:
     """SQLite allows a limited number of parameters a statement."""
     if len(ids) <= size:
@@ -594,6 +454,6 @@ def _chunks(ids: list[int], size: int = 512) -> Iterable[list[int]]:
 
 
 def _damaged(error: Exception, path: str | Path) -> MapError:
-    if isinstance(error, sqlite3.Error):
+    if isinstance(error, SQLITE_ERRORS):
         return explain(error, path, "loading")
     return MapError(f"{path}: damaged ({error}); restore it from a copy")

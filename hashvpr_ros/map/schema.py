@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map.files import size_of, wal_of
 
 APPLICATION_ID = 0x48565052  # "HVPR"
 SCHEMA_VERSION = 1
 MAX_ID = 2**31 - 1
+MAX_FEATURE_DIM = 65536
 
 # Features and thumbnails have tables of their own: loading all codes at start then reads no page
 # of theirs, and reading a hundred features touches no thumbnail.
@@ -43,6 +47,9 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
+# What reading a damaged file may raise: the second where SQLite's message quotes the damage.
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+
 _MAGIC = b"SQLite format 3\x00"
 
 
@@ -69,34 +76,90 @@ def check_header(fd: int, path: Path) -> None:
         raise MapError(f"{path}: the file is empty, so it is no map; delete it or give another")
     if header[:16] != _MAGIC[: len(header)] or len(header) < 100:
         raise MapError(f"{path}: not a map of hashvpr_ros (not an SQLite file); give another path")
-    application, version = (
-        struct.unpack_from(">I", header, 68)[0],
-        struct.unpack_from(">I", header, 60)[0],
-    )
+    (application,) = struct.unpack_from(">I", header, 68)
+    (version,) = struct.unpack_from(">I", header, 60)
     if application != APPLICATION_ID:
         raise MapError(
             f"{path}: an SQLite file of another application, not a map of hashvpr_ros; "
             "give another path"
         )
+    if version == 0:
+        raise MapError(f"{path}: damaged, it has no schema version; restore it from a copy")
     if version > SCHEMA_VERSION:
         raise MapError(
             f"{path}: made by a newer hashvpr_ros (schema {version}, this one reads up to "
             f"{SCHEMA_VERSION}); update hashvpr_ros"
         )
-    page_size = struct.unpack_from(">H", header, 16)[0]
+    (page_size,) = struct.unpack_from(">H", header, 16)
     page_size = 65536 if page_size == 1 else page_size
-    pages = struct.unpack_from(">I", header, 28)[0]
-    wal = Path(f"{path}-wal")
-    has_wal = wal.exists() and wal.stat().st_size > 0  # then newer pages may be there
-    if size < page_size * pages and not has_wal:
+    (pages,) = struct.unpack_from(">I", header, 28)
+    # With a log, the missing pages may be there.
+    if size < page_size * pages and not size_of(wal_of(path)):
         raise MapError(
             f"{path}: truncated ({size} bytes of {page_size * pages}); restore it from a copy"
         )
 
 
-def explain(error: sqlite3.Error, path: str | Path, doing: str) -> MapError:
-    """Turn an SQLite error into a sentence with a remedy."""
-    text = str(error)
+@cache
+def _tables() -> dict[str, str]:
+    """The SQL of each table as SQLite keeps it."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA)
+        return dict(db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+
+
+def check_tables(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file whose tables are not those of a map, or that would run code of its own.
+
+    Raises:
+        MapError: tables are missing or altered, or there are triggers or views.
+    """
+    found = {}
+    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master"):
+        if kind not in ("table", "index"):
+            raise MapError(
+                f"{path}: holds a {kind} ({name!r}), so it is no map; give another path"
+            )
+        found[name] = sql
+    wrong = sorted(name for name, sql in _tables().items() if found.get(name) != sql)
+    if wrong:
+        raise MapError(
+            f"{path}: damaged, these tables are missing or altered: {', '.join(wrong)}; restore "
+            "it from a copy"
+        )
+
+
+def check_meta(have: dict[str, str], want: dict[str, str], path: Path) -> None:
+    """Compare what a map records of itself with the engine in use.
+
+    Args:
+        want: fingerprint, feature_dim, model_name; what is empty or absent is not compared.
+
+    Raises:
+        WrongModelError: another model made the map.
+        MapError: the record is incomplete.
+    """
+    missing = {"map_id", "fingerprint", "feature_dim"} - have.keys()
+    if missing:
+        raise MapError(f"{path}: damaged, it lacks {', '.join(sorted(missing))}; restore a copy")
+    if not all(isinstance(value, str) for value in have.values()):
+        raise MapError(f"{path}: damaged, what it records is not text; restore a copy")
+    dim = have["feature_dim"]
+    if not (dim.isdecimal() and 1 <= int(dim[:9]) <= MAX_FEATURE_DIM):
+        raise MapError(f"{path}: damaged, features cannot have {dim!r} values; restore a copy")
+    for key in ("fingerprint", "feature_dim"):
+        if want.get(key) and want[key] != have[key]:
+            raise WrongModelError(
+                f"{path}: made by model {have.get('model_name') or 'unnamed'} "
+                f"({have['fingerprint'][:12]}, {dim}-d), but the engine is "
+                f"{want.get('model_name') or 'unnamed'} ({want.get('fingerprint', '')[:12]}, "
+                f"{want.get('feature_dim') or '?'}-d); give that model's engine or another map"
+            )
+
+
+def explain(error: Exception, path: str | Path, doing: str) -> MapError:
+    """Turn one of `SQLITE_ERRORS` into a sentence with a remedy."""
+    text = " ".join(str(error).split())
     where = str(path) or "map in memory"
     if "disk is full" in text:
         remedy = "the disk is full; free some space, what is not written yet is kept in memory"
@@ -104,7 +167,7 @@ def explain(error: sqlite3.Error, path: str | Path, doing: str) -> MapError:
         remedy = f"{text}; check the permissions of the file and its folder"
     elif "locked" in text or "busy" in text:
         remedy = "another process holds it; close that one first"
-    elif "malformed" in text or "not a database" in text or "corrupt" in text:
+    elif isinstance(error, UnicodeDecodeError) or "malformed" in text or "not a database" in text:
         remedy = f"the file is damaged ({text}); restore it from a copy"
     else:
         remedy = text

@@ -7,89 +7,36 @@ but never corrupts the file (https://sqlite.org/wal.html).
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
-import struct
 import uuid
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map import files
+from hashvpr_ros.map.files import LockedFile
+from hashvpr_ros.map.rows import Row, pose_columns, row_crc
 from hashvpr_ros.map.schema import (
     SCHEMA,
+    SQLITE_ERRORS,
     MapNotFoundError,
-    WrongModelError,
     check_header,
+    check_meta,
+    check_tables,
     explain,
 )
-from hashvpr_ros.types import Pose
-
-# Files that this process has open. Closing any descriptor of a file drops all POSIX locks that the
-# process holds on it, SQLite's included, so a file that is open here must not be opened once more.
-_open_here: set[tuple[int, int]] = set()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One keyframe as it is written."""
-
-    id: int
-    session: str
-    camera: str
-    stamp_ns: int
-    pose: Pose | None
-    code: bytes  # 64
-    feature: bytes  # little-endian float16 [D]
-    thumbnail: bytes | None
-
-
-def row_crc(
-    camera: str,
-    stamp_ns: int,
-    pose_values: Sequence[float | str | None],
-    code: bytes,
-    feature: bytes,
-    thumbnail: bytes | None,
-) -> int:
-    """CRC-32 of everything that a keyframe holds, to find flipped bits in stored content."""
-    crc = zlib.crc32(camera.encode())
-    crc = zlib.crc32(struct.pack("<q", stamp_ns), crc)
-    crc = zlib.crc32(repr(tuple(pose_values)).encode(), crc)
-    for part in (code, feature, thumbnail or b""):
-        crc = zlib.crc32(part, crc)
-    return crc
-
-
-def pose_columns(pose: Pose | None) -> tuple[str | float | None, ...]:
-    """frame_id, px, py, pz, qx, qy, qz, qw; all None without a pose."""
-    if pose is None:
-        return (None,) * 8
-    numbers = (*pose.position_m, *pose.orientation)
-    return (pose.frame_id, *(float(v) for v in numbers))
-
-
-def pose_from_columns(values: Sequence) -> Pose | None:
-    """The inverse of `pose_columns`."""
-    if values[1] is None:
-        return None
-    return Pose(tuple(values[1:4]), tuple(values[4:8]), values[0] or "")
 
 
 class Store:
     """One open map file, or a map in memory. Not thread-safe."""
 
-    def __init__(
-        self, db: sqlite3.Connection, path: Path | None, fd: int, read_only: bool
-    ) -> None:
+    def __init__(self, db: sqlite3.Connection, file: LockedFile | None, read_only: bool) -> None:
         self.db = db
-        self.path = path
+        self.path = None if file is None else file.path
         self.read_only = read_only
-        self._fd = fd  # holds the lock
-        self._key = _file_key(fd) if fd >= 0 else None
-        self._session_ids: dict[str, int] = {}
+        self._file = file
+        self._session_ids = self.sessions()
 
     @classmethod
     def open(
@@ -106,71 +53,69 @@ class Store:
             MapNotFoundError, WrongModelError, MapError: the file is untouched then.
         """
         if path == "":
+            if not create:
+                raise MapNotFoundError("a map in memory is always new; give the path of a file")
             db = _connect(":memory:")
             _create_tables(db, meta)
-            return cls(db, None, -1, False)
-        path = Path(path).expanduser()
-        if not path.exists():
+            return cls(db, None, False)
+        path = files.resolve(path)
+        if files.status(path) is None:
             if read_only or not create:
                 raise MapNotFoundError(
                     f"{path}: no such map; build one with mode mapping or slam, or with "
                     "`hashvpr map build`"
                 )
             _create_file(path, meta)
-        return cls._open_existing(path, meta, read_only)
+        file = LockedFile(path, shared=read_only)
+        try:
+            return cls._open_locked(file, meta, read_only)
+        except BaseException as e:
+            file.close()
+            if isinstance(e, SQLITE_ERRORS):
+                raise explain(e, path, "opening") from e
+            raise
 
     @classmethod
-    def _open_existing(cls, path: Path, meta: dict[str, str], read_only: bool) -> Store:
-        if not path.is_file():
-            raise MapError(f"{path}: is not a file, so it is no map; give the path of a file")
-        stat = path.stat()
-        if (stat.st_dev, stat.st_ino) in _open_here:
-            raise MapError(f"{path}: already open in this process; close it first")
+    def _open_locked(cls, file: LockedFile, meta: dict[str, str], read_only: bool) -> Store:
+        check_header(file.fd, file.path)
+        db = _connect_reader(file)
         try:
-            fd = os.open(path, os.O_RDONLY)
-        except OSError as e:
-            raise MapError(f"{path}: cannot be read: {e.strerror}; check its permissions") from e
-        store = None
+            check_tables(db, file.path)
+            check_meta(dict(db.execute("SELECT key, value FROM meta")), meta, file.path)
+            return cls(db, file, read_only)
+        except BaseException:
+            db.close()
+            raise
+
+    def start_writing(self) -> None:
+        """Make a store that is not read-only ready for writing.
+
+        Opening reads through a connection that cannot write, so that a file which turns out to be
+        foreign or damaged stays untouched.
+
+        Raises:
+            MapError: the file or its folder cannot be written.
+        """
+        if self._file is None:
+            return
+        self.db.close()
         try:
-            check_header(fd, path)
-            locked = _lock(fd, read_only, path)
-            store = cls(_connect_file(path, read_only, locked), path, fd, read_only)
-            _open_here.add(_file_key(fd))
-            store._check_meta(meta)
-            return store
-        except sqlite3.Error as e:
-            raise explain(e, path, "opening") from e
-        finally:
-            if store is None:
-                os.close(fd)
-            elif not store._checked:
-                store.close()
-
-    _checked = False
-
-    def _check_meta(self, meta: dict[str, str]) -> None:
-        if not self.read_only:
-            # Fails now, and not at the first batch, where the folder or the file is read-only.
+            self.db = _connect(f"{self._file.path.as_uri()}?mode=rw")
             self.db.execute("PRAGMA journal_mode = WAL")
+            # Fails now, and not at the first batch, where file or folder are read-only.
             self.db.execute("BEGIN IMMEDIATE")
             self.db.execute("ROLLBACK")
-        have = self.meta()
-        missing = {"map_id", "fingerprint", "feature_dim"} - have.keys()
-        if missing:
-            raise MapError(
-                f"{self.path}: damaged, it lacks {', '.join(sorted(missing))}; restore a copy"
-            )
-        for key in ("fingerprint", "feature_dim"):
-            want = meta.get(key, "")
-            if want and want != have[key]:
-                raise WrongModelError(
-                    f"{self.path}: made by model {have.get('model_name') or 'unnamed'} "
-                    f"({have['fingerprint'][:12]}, {have['feature_dim']}-d), but the engine is "
-                    f"{meta.get('model_name') or 'unnamed'} ({meta['fingerprint'][:12]}, "
-                    f"{meta.get('feature_dim', '?')}-d); give that model's engine or another map"
-                )
-        self._session_ids = {n: i for i, n in self.db.execute("SELECT id, name FROM sessions")}
-        self._checked = True
+        except SQLITE_ERRORS as e:
+            raise explain(e, self._file.path, "opening for writing") from e
+
+    def reader(self) -> sqlite3.Connection | None:
+        """Another connection for long reads, which sees what is committed; None in memory.
+
+        It must be closed before the store.
+        """
+        if self._file is None:
+            return None
+        return _connect_reader(self._file, may_be_written=not self.read_only)
 
     def meta(self) -> dict[str, str]:
         """What the map records of itself."""
@@ -183,6 +128,20 @@ class Store:
         ).fetchone()
         highest = self.db.execute("SELECT coalesce(max(id), 0) FROM keyframes").fetchone()[0]
         return max(found[0] if found else 0, highest) + 1
+
+    @contextmanager
+    def _transaction(self, doing: str) -> Iterator[None]:
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+            yield
+            self.db.execute("COMMIT")
+        except BaseException as e:
+            if self.db.in_transaction:
+                with suppress(*SQLITE_ERRORS):
+                    self.db.execute("ROLLBACK")
+            if isinstance(e, SQLITE_ERRORS):
+                raise explain(e, self.path or "", doing) from e
+            raise
 
     def write(self, rows: Iterable[Row]) -> None:
         """Write a batch in one transaction: all of it or nothing.
@@ -202,31 +161,39 @@ class Store:
             features.append((r.id, r.feature))
             if r.thumbnail is not None:
                 thumbnails.append((r.id, r.thumbnail))
-        try:
-            self.db.execute("BEGIN IMMEDIATE")
-            self.db.executemany("INSERT INTO sessions VALUES (?, ?)", new_sessions)
-            self.db.executemany(f"INSERT INTO keyframes VALUES ({', '.join('?' * 14)})", keyframes)
-            self.db.executemany("INSERT INTO features VALUES (?, ?)", features)
-            self.db.executemany("INSERT INTO thumbnails VALUES (?, ?)", thumbnails)
-            self.db.execute("COMMIT")
-        except sqlite3.Error as e:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            raise explain(e, self.path or "", "writing keyframes") from e
+        with self._transaction("writing keyframes"):
+            # A batch may come again where its commit was interrupted just after it took effect.
+            for table, values in (
+                ("sessions", new_sessions),
+                ("keyframes", keyframes),
+                ("features", features),
+                ("thumbnails", thumbnails),
+            ):
+                if values:
+                    marks = ", ".join("?" * len(values[0]))
+                    self.db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
         self._session_ids = sessions
 
-    def clear(self) -> None:
-        """Delete all keyframes and sessions; their ids are not used again."""
-        try:
-            self.db.execute("BEGIN IMMEDIATE")
-            for table in ("thumbnails", "features", "keyframes", "sessions"):
+    def clear(self, last_id: int) -> None:
+        """Delete all keyframes and sessions; ids up to `last_id` are not used again.
+
+        Raises:
+            MapError: nothing was deleted.
+        """
+        with self._transaction("clearing"):
+            for table in ("thumbnails", "features", "keyframes", "sessions", "sqlite_sequence"):
                 self.db.execute(f"DELETE FROM {table}")
-            self.db.execute("COMMIT")
-        except sqlite3.Error as e:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            raise explain(e, self.path or "", "clearing") from e
+            # Keyframes that were added but never written have used ids, too.
+            self.db.execute("INSERT INTO sqlite_sequence VALUES ('keyframes', ?)", (last_id,))
         self._session_ids = {}
+
+    def count(self) -> int:
+        """How many keyframes there are."""
+        return int(self.db.execute("SELECT count(*) FROM keyframes").fetchone()[0])
+
+    def sessions(self) -> dict[str, int]:
+        """The number of each session by its name."""
+        return dict(self.db.execute("SELECT name, id FROM sessions"))
 
     def codes(self, batch: int = 8192) -> Iterator[list[tuple]]:
         """Batches of (id, session_id, stamp_ns, code), by id."""
@@ -236,12 +203,13 @@ class Store:
         while rows := cursor.fetchmany(batch):
             yield rows
 
-    def features(self, ids: Sequence[int]) -> list[tuple[int, bytes]]:
-        """(id, float16 bytes) of the ids that exist, in no order."""
+    def features(self, ids: Sequence[int]) -> list[bytes]:
+        """Float16 bytes of the ids that exist, by id."""
         marks = ",".join("?" * len(ids))
-        return self.db.execute(
-            f"SELECT id, feature FROM features WHERE id IN ({marks})", ids
-        ).fetchall()
+        rows = self.db.execute(
+            f"SELECT feature FROM features WHERE id IN ({marks}) ORDER BY id", ids
+        )
+        return [feature for (feature,) in rows.fetchall()]
 
     def keyframes(self, ids: Sequence[int]) -> list[tuple]:
         """(id, session, camera, stamp_ns, 8 pose columns) of the ids that exist, in no order."""
@@ -252,87 +220,68 @@ class Store:
             ids,
         ).fetchall()
 
+    def thumbnail(self, id_: int) -> bytes | None:
+        """The JPEG of a keyframe, or None where none was stored."""
+        found = self.db.execute("SELECT jpeg FROM thumbnails WHERE id = ?", (id_,)).fetchone()
+        return found[0] if found else None
+
     def close(self) -> None:
         """Close the file; the write-ahead log is folded into it."""
         try:
             self.db.close()
         finally:
-            if self._fd >= 0:
-                _open_here.discard(self._key)
-                os.close(self._fd)
-                self._fd = -1
+            if self._file is not None:
+                self._file.close()
 
 
-def _file_key(fd: int) -> tuple[int, int]:
-    stat = os.fstat(fd)
-    return stat.st_dev, stat.st_ino
-
-
-def _lock(fd: int, read_only: bool, path: Path) -> bool:
-    """One writer, or any number of readers; a reader may also join a live writer.
-
-    Returns:
-        whether the lock was taken: False for a reader beside a writer.
-    """
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as e:
-        if read_only:
-            return False
-        raise MapError(
-            f"{path}: another process has this map open; close that one, or open the map "
-            "read-only (mode localization)"
-        ) from e
-    return True
-
-
-def _connect(target: str, uri: bool = False) -> sqlite3.Connection:
+def _connect(target: str) -> sqlite3.Connection:
+    """A connection to a URI or to ":memory:", in autocommit mode."""
     db = sqlite3.connect(
-        target, uri=uri, isolation_level=None, check_same_thread=False, timeout=1.0
+        target, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0
     )
-    db.execute("PRAGMA trusted_schema = OFF")
-    db.execute("PRAGMA synchronous = NORMAL")
-    # 16 MiB hold the inner nodes of the trees of some millions of places.
-    db.execute("PRAGMA cache_size = -16384")
+    try:
+        db.execute("PRAGMA trusted_schema = OFF")
+        db.execute("PRAGMA cell_size_check = ON")
+        db.execute("PRAGMA synchronous = NORMAL")
+        # 16 MiB hold the inner nodes of the trees of some millions of places.
+        db.execute("PRAGMA cache_size = -16384")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
-def _connect_file(path: Path, read_only: bool, locked: bool) -> sqlite3.Connection:
-    uri = path.absolute().as_uri()
-    if not read_only:
-        return _connect(f"{uri}?mode=rw", uri=True)
-    wal = Path(f"{path}-wal")
-    if locked and not (wal.exists() and wal.stat().st_size > 0):
+def _connect_reader(file: LockedFile, may_be_written: bool = False) -> sqlite3.Connection:
+    uri = file.path.as_uri()
+    if file.locked and not may_be_written and not files.size_of(files.wal_of(file.path)):
         # Our lock keeps writers away and nothing waits in a log: SQLite may treat the file as
         # unchangeable, which leaves no file beside it and works in a read-only folder.
-        return _connect(f"{uri}?immutable=1", uri=True)
-    return _connect(f"{uri}?mode=ro", uri=True)
+        return _connect(f"{uri}?immutable=1")
+    return _connect(f"{uri}?mode=ro")
 
 
 def _create_tables(db: sqlite3.Connection, meta: dict[str, str]) -> None:
-    db.executescript(SCHEMA)
+    db.executescript(f"BEGIN; {SCHEMA} COMMIT;")
     rows = {"map_id": str(uuid.uuid4()), **meta}
     db.executemany("INSERT INTO meta VALUES (?, ?)", rows.items())
 
 
 def _create_file(path: Path, meta: dict[str, str]) -> None:
     """Make an empty map under another name and move it into place: no moment shows half a map."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
+    files.refuse_orphan_log(path)
+    temporary = files.temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        db = _connect(str(temporary))
-        try:
+        with closing(_connect(temporary.as_uri())) as db:
             _create_tables(db, meta)
-        finally:
-            db.close()
-        os.link(temporary, path)  # fails where the file has appeared meanwhile
-    except FileExistsError:
-        pass
-    except sqlite3.Error as e:
+        files.put(temporary, path, overwrite=False)
+    except SQLITE_ERRORS as e:
         raise explain(e, path, "creating the map") from e
     except OSError as e:
-        raise MapError(
-            f"{path}: the map cannot be created: {e.strerror}; check the folder's permissions"
-        ) from e
+        # Another process may have made it in the meantime: that one is opened then.
+        if not isinstance(e, FileExistsError) or files.status(path) is None:
+            raise MapError(
+                f"{path}: the map cannot be created: {e.strerror}; check its folder"
+            ) from e
     finally:
-        temporary.unlink(missing_ok=True)
+        files.discard(temporary)

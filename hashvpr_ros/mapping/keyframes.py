@@ -61,7 +61,12 @@ class KeyframeSelector:
 
 
 def turned_rad(a: Pose, b: Pose) -> float:
-    """Angle between two orientations, 0 to pi."""
-    p, q = np.array(a.orientation), np.array(b.orientation)
-    dot = abs(float(p @ q)) / float(np.linalg.norm(p) * np.linalg.norm(q))
+    """Angle between two orientations that are valid, normalised or not, 0 to pi."""
+    dot = abs(float(_unit(a) @ _unit(b)))
     return 2.0 * math.acos(min(1.0, dot))
+
+
+def _unit(pose: Pose) -> NDArray[np.float64]:
+    q = np.array(pose.orientation, float)
+    q /= np.abs(q).max()  # squares of large numbers overflow
+    return q / np.linalg.norm(q)

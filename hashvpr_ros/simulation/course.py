@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.simulation import textures
 
+MIN_LENGTH_M = 40.0  # of the centre line; below, the street is too bent for its width
 _WALL_HEIGHT_M = 4.5
 _CAMERA_HEIGHT_M = 1.2
 _HALF_WIDTH_M = 3.0
@@ -53,10 +55,13 @@ class Course:
     """A closed course of a given length.
 
     Args:
-        length_m: of the centre line, at least 40.
+        length_m: of the centre line, at least `MIN_LENGTH_M`.
         seed: of shape and textures: the same seed gives the same images, bit for bit.
         size: height and width of the images.
         repeats: look-alike stretches: the facades repeat so many times round the course.
+
+    Raises:
+        ConfigError: one of them is out of range.
     """
 
     def __init__(
@@ -66,6 +71,10 @@ class Course:
         size: tuple[int, int] = (240, 320),
         repeats: int = 1,
     ) -> None:
+        if not MIN_LENGTH_M <= length_m < np.inf:
+            raise ConfigError(f"a course must be at least {MIN_LENGTH_M:g} m long, not {length_m}")
+        if repeats < 1 or min(size) < 2:
+            raise ConfigError(f"repeats {repeats} and size {size} must be at least 1 and 2 x 2")
         rng = np.random.default_rng(seed)
         self.size = size
         self.centre = _closed_curve(length_m, rng)

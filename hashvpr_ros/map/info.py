@@ -1,0 +1,67 @@
+"""What a map holds, counted."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """One session of a map."""
+
+    name: str
+    keyframes: int
+    first_stamp_ns: int
+    last_stamp_ns: int
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """What a map holds."""
+
+    path: str  # "" in memory
+    map_id: str
+    model_name: str
+    fingerprint: str
+    feature_dim: int
+    schema_version: int
+    keyframes: int
+    with_pose: int
+    with_thumbnail: int
+    cameras: tuple[str, ...]
+    sessions: tuple[SessionInfo, ...]
+    file_bytes: int
+    index_bytes: int
+    uncommitted: int
+    read_only: bool
+    session: str  # being recorded, "" when read-only
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the tables of a map hold."""
+
+    with_pose: int
+    with_thumbnail: int
+    cameras: tuple[str, ...]
+    sessions: tuple[SessionInfo, ...]
+
+
+def count_contents(db: sqlite3.Connection) -> Contents:
+    """Count what the tables of a map hold.
+
+    Raises:
+        sqlite3.Error: the file cannot be read.
+    """
+    sessions = db.execute(
+        "SELECT s.name, count(*), min(stamp_ns), max(stamp_ns) FROM keyframes k "
+        "JOIN sessions s ON s.id = session_id GROUP BY s.id ORDER BY s.id"
+    )
+    cameras = db.execute("SELECT DISTINCT camera FROM keyframes ORDER BY camera")
+    return Contents(
+        with_pose=db.execute("SELECT count(px) FROM keyframes").fetchone()[0],
+        with_thumbnail=db.execute("SELECT count(*) FROM thumbnails").fetchone()[0],
+        cameras=tuple(r[0] for r in cameras),
+        sessions=tuple(SessionInfo(*row) for row in sessions),
+    )

@@ -1,0 +1,124 @@
+"""Work on a whole map: checking all of it, and copying it atomically."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import struct
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from hashvpr_ros.errors import MapError
+from hashvpr_ros.map import files
+from hashvpr_ros.map.rows import row_crc
+from hashvpr_ros.map.schema import SQLITE_ERRORS, explain
+
+_MOST = 20  # problems that are listed; more tell nothing new
+
+
+def find_problems(db: sqlite3.Connection, feature_dim: int) -> list[str]:
+    """Check all pages and all keyframes of a map; an empty list means that it is sound.
+
+    Looks at SQLite's structure, that each keyframe has a feature of the right size, that none is
+    left over, and at a checksum over each keyframe's content.
+    """
+    problems: list[str] = []
+    text_factory = db.text_factory
+    # A name that damage has made undecodable must not end the search.
+    db.text_factory = lambda data: data.decode(errors="replace")
+    try:
+        for (text,) in db.execute(f"PRAGMA integrity_check({_MOST})"):
+            if text != "ok":
+                problems.append(f"structure: {text}")
+        problems += islice(_wrong_keyframes(db, feature_dim), _MOST)
+        problems += _orphans(db)
+    except SQLITE_ERRORS as e:
+        problems.append(f"cannot be read: {e}")
+    finally:
+        db.text_factory = text_factory
+    return problems
+
+
+def _wrong_keyframes(db: sqlite3.Connection, feature_dim: int) -> Iterator[str]:
+    last = 0
+    for id_, camera, stamp_ns, *pose, code, crc, feature, jpeg in db.execute(
+        "SELECT k.id, camera, stamp_ns, frame_id, px, py, pz, qx, qy, qz, qw, code, crc, feature, "
+        "jpeg FROM keyframes k LEFT JOIN features f ON f.id = k.id "
+        "LEFT JOIN thumbnails t ON t.id = k.id ORDER BY k.id"
+    ):
+        if id_ <= last:
+            yield f"keyframe {id_}: follows keyframe {last}"
+            return  # a tree that leads back into itself may have no end
+        last = id_
+        if not isinstance(feature, bytes) or len(feature) != 2 * feature_dim:
+            yield f"keyframe {id_}: its feature is missing or of a wrong size"
+            continue
+        try:
+            sound = row_crc(camera, stamp_ns, pose, code, feature, jpeg) == crc
+        except (TypeError, AttributeError, struct.error):
+            sound = False  # damage can change the type of a value, too
+        if not sound:
+            yield f"keyframe {id_}: its content does not match its checksum"
+
+
+def _orphans(db: sqlite3.Connection) -> Iterator[str]:
+    for table, column, parent in (
+        ("features", "id", "keyframes"),
+        ("thumbnails", "id", "keyframes"),
+        ("keyframes", "session_id", "sessions"),
+    ):
+        (count,) = db.execute(
+            f"SELECT count(*) FROM {table} WHERE {column} NOT IN (SELECT id FROM {parent})"
+        ).fetchone()
+        if count:
+            yield f"{count} {table} belong to no {parent[:-1]}"
+
+
+def copy_database(source: sqlite3.Connection, path: str | Path, *, overwrite: bool) -> int:
+    """Write a complete copy of a map atomically; returns how many keyframes it holds.
+
+    Raises:
+        MapError: the target exists and is not to be overwritten, is open, or cannot be written.
+    """
+    path = files.resolve(path)
+    found = files.status(path)
+    if found is not None and (not overwrite or not stat.S_ISREG(found.st_mode)):
+        raise MapError(f"{path}: exists; give another path or allow overwriting")
+    # The lock keeps others from opening the old file until the new one stands in its place:
+    # their log would then lie beside a file that it does not belong to.
+    old = None if found is None else files.LockedFile(path, shared=False)
+    temporary = files.temporary_beside(path)
+    try:
+        if old is None:
+            files.refuse_orphan_log(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        count = _write_copy(source, temporary)
+        if old is not None:
+            files.fold_log(path)
+        files.put(temporary, path, overwrite=old is not None)
+    except SQLITE_ERRORS as e:
+        raise explain(e, path, "writing the copy") from e
+    except FileExistsError as e:
+        raise MapError(f"{path}: exists by now, or its folder is a file; give another path") from e
+    except OSError as e:
+        raise MapError(f"{path}: cannot be written: {e.strerror}; check the folder") from e
+    finally:
+        files.discard(temporary)
+        if old is not None:
+            old.close()
+    return count
+
+
+def _write_copy(source: sqlite3.Connection, temporary: Path) -> int:
+    target = sqlite3.connect(temporary)
+    try:
+        source.backup(target)
+        target.execute("PRAGMA journal_mode = DELETE")
+        (count,) = target.execute("SELECT count(*) FROM keyframes").fetchone()
+    finally:
+        target.close()
+    with open(temporary, "rb") as f:
+        os.fsync(f.fileno())
+    return int(count)
