@@ -7,12 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rclpy.callback_groups import CallbackGroup
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import (
+    QoSCompatibility,
+    QoSPolicyKind,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
+from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.ros.conversions import stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
 
@@ -23,6 +31,8 @@ except ImportError:  # Humble
 
 # A camera that steps back further than this is a bag that was started again, not a late image.
 _JUMP_NS = 1_000_000_000
+# When a bag starts again all its cameras step back, each with its next image.
+_TOGETHER_S = 5.0
 _REPEAT_S = 30.0
 
 
@@ -33,7 +43,48 @@ class Arrival:
     message: Any
     stamp_ns: int  # of the header, or of the arrival where the header has none
     arrived_s: float  # monotonic
-    new_session: bool  # the stamps have started again
+    run: int  # how often the stamps have started again before it
+
+
+class StampWatch:
+    """Notices that stamps start again, as those of a bag that is played once more.
+
+    It outlives the subscriptions, for the bag may start again while the node is inactive.
+    """
+
+    def __init__(self) -> None:
+        self._last_ns: dict[str, int] = {}
+        self._runs: dict[str, int] = {}
+        self._run = 0  # the newest of all cameras
+        self._since_s = 0.0
+        self._begun = 0
+
+    def see(self, camera: str, stamp_ns: int) -> tuple[int, int]:
+        """Look at an image's stamp, in the thread that receives images.
+
+        Returns:
+            the run that it belongs to, and how far its camera stepped back, in ns.
+        """
+        back_ns = max(0, self._last_ns.get(camera, stamp_ns) - stamp_ns)
+        self._last_ns[camera] = stamp_ns
+        if back_ns > _JUMP_NS:
+            now = time.monotonic()
+            if self._runs.get(camera, 0) == self._run or now - self._since_s > _TOGETHER_S:
+                self._run += 1
+                self._since_s = now
+            self._runs[camera] = self._run
+        return self._runs.get(camera, 0), back_ns
+
+    def begins(self, run: int) -> bool:
+        """Whether an image is the first of its run that is worked on; in the worker's thread."""
+        first = run > self._begun
+        self._begun = max(run, self._begun)
+        return first
+
+
+def _sensor_qos() -> QoSProfile:
+    """rclpy's profile for sensors, made anew: overrides are written into the object given."""
+    return QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 class Cameras:
@@ -42,6 +93,9 @@ class Cameras:
     Args:
         topics: topic by camera name.
         offer: called with (camera, Arrival); returns whether an older image was replaced.
+
+    Raises:
+        ConfigError: a qos_overrides parameter has a value that is none.
     """
 
     def __init__(
@@ -50,22 +104,27 @@ class Cameras:
         topics: dict[str, str],
         compressed: bool,
         stats: Stats,
+        watch: StampWatch,
         offer: Callable[[str, Arrival], bool],
-        group: CallbackGroup,
     ) -> None:
         self._node = node
         self._stats = stats
         self._offer = offer
         self._kind = CompressedImage if compressed else Image
-        self._last_ns: dict[str, int] = {}
-        self._new_session: set[str] = set()
+        self._watch = watch
         self._said: dict[str, float] = {}
-        self._subscriptions: list[Any] = []
+        self._subscriptions: dict[str, Any] = {}  # by camera
+        self._closed = False
+        # Of its own: rclpy (7.1) leaves a group blocked when an event's owner is destroyed
+        # between the event and its callback.
+        group = MutuallyExclusiveCallbackGroup()
         try:
             for camera, topic in topics.items():
-                self._subscriptions.append(self._subscribe(camera, topic, group))
-        except BaseException:
+                self._subscriptions[camera] = self._subscribe(camera, topic, group)
+        except BaseException as e:
             self.close()
+            if isinstance(e, (RuntimeError, ParameterException)) and "QoS override" in str(e):
+                raise ConfigError(f"qos_overrides of {topic}: {e}") from None
             raise
 
     def _subscribe(self, camera: str, topic: str, group: CallbackGroup) -> Any:
@@ -73,7 +132,7 @@ class Cameras:
             self._kind,
             topic,
             lambda message: self._on_image(camera, message),
-            qos_profile_sensor_data,
+            _sensor_qos(),
             callback_group=group,
             event_callbacks=SubscriptionEventCallbacks(
                 incompatible_qos=lambda event: self._on_incompatible(topic, event)
@@ -83,12 +142,13 @@ class Cameras:
 
     def close(self) -> None:
         """Stop taking images."""
-        for subscription in self._subscriptions:
+        self._closed = True
+        for subscription in self._subscriptions.values():
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
     def _on_image(self, camera: str, message: Any) -> None:
-        if not self._subscriptions:
+        if self._closed:
             return
         self._stats.arrived(camera)
         stamp_ns = stamp_to_ns(message.header.stamp)
@@ -99,23 +159,16 @@ class Cameras:
                 f"images of camera {camera} have no stamp: the time of their arrival is used to "
                 "find their pose and to store them",
             )
-        last_ns = self._last_ns.get(camera)
-        if last_ns is not None and stamp_ns < last_ns - _JUMP_NS:
-            self._new_session.add(camera)
+        run, back_ns = self._watch.see(camera, stamp_ns)
+        if back_ns > _JUMP_NS:
             self._node.get_logger().warning(
-                f"stamps of camera {camera} went back by {(last_ns - stamp_ns) / 1e9:.1f} s (a "
-                "bag that was started again?): what follows is recorded as a new session"
+                f"stamps of camera {camera} went back by {back_ns / 1e9:.1f} s (a bag that was "
+                "started again?): what follows is recorded as a new session"
             )
-        elif last_ns is not None and stamp_ns < last_ns:
+        elif back_ns:
             self._say_once(f"{camera} order", f"images of camera {camera} come out of order")
-        self._last_ns[camera] = stamp_ns
-        arrival = Arrival(message, stamp_ns, time.monotonic(), camera in self._new_session)
-        if self._offer(camera, arrival):
+        if self._offer(camera, Arrival(message, stamp_ns, time.monotonic(), run)):
             self._stats.dropped(camera)
-
-    def session_started(self, camera: str) -> None:
-        """The worker has seen `new_session` of this camera."""
-        self._new_session.discard(camera)
 
     def _say_once(self, key: str, text: str) -> None:
         if key not in self._said:
@@ -123,33 +176,55 @@ class Cameras:
             self._node.get_logger().warning(text)
 
     def _on_incompatible(self, topic: str, event: Any) -> None:
+        try:
+            policy = QoSPolicyKind(event.last_policy_kind).name.lower()
+        except ValueError:
+            policy = str(event.last_policy_kind)
         self._node.get_logger().warning(
-            f"a publisher on {self._node.resolve_topic_name(topic)} has an incompatible QoS, so "
-            f"its images do not arrive ({event.last_policy_kind}): change it there, or here by "
-            "the qos_overrides parameters"
+            f"a publisher on {self._node.resolve_topic_name(topic)} has an incompatible QoS "
+            f"({policy}), so its images do not arrive: change it there, or here by the "
+            "qos_overrides parameters"
         )
 
-    def report_silence(self, stale_after_s: float) -> None:
-        """Log which topics are silent and why, now and then; and when they come back."""
+    def report_silence(self, stale_after_s: float) -> dict[str, str]:
+        """Log which topics are silent and why, now and then; and when they come back.
+
+        Returns:
+            why, by silent camera.
+        """
         now = time.monotonic()
-        for camera, stats in list(self._stats.cameras.items()):
+        reasons = {}
+        for camera, subscription in list(self._subscriptions.items()):
+            stats = self._stats.cameras[camera]
             key = f"{camera} silent"
             silent_s = now - stats.last_arrival_s
             if silent_s <= stale_after_s:
                 if self._said.pop(key, None) is not None:
                     self._node.get_logger().info(f"images come on {stats.topic} again")
-            elif now - self._said.get(key, float("-inf")) > _REPEAT_S:
+                continue
+            reasons[camera] = why = self._why(stats.topic, subscription)
+            if now - self._said.get(key, float("-inf")) > _REPEAT_S:
                 self._said[key] = now
                 self._node.get_logger().warning(
-                    f"no image on {stats.topic} for {silent_s:.0f} s: {self._why(stats.topic)}"
+                    f"no image on {stats.topic} for {silent_s:.0f} s: {why}"
                 )
+        return reasons
 
-    def _why(self, topic: str) -> str:
+    def _why(self, topic: str, subscription: Any) -> str:
         publishers = self._node.get_publishers_info_by_topic(topic)
         if not publishers:
             return "nobody publishes there"
         wanted = f"sensor_msgs/msg/{self._kind.__name__}"
-        kinds = {p.topic_type for p in publishers}
-        if wanted not in kinds:
-            return f"its type is {', '.join(sorted(kinds))}, not {wanted} (input.compressed?)"
-        return f"publishers there: {len(publishers)}, but nothing arrives (QoS, or it has stopped)"
+        of_kind = [p for p in publishers if p.topic_type == wanted]
+        if not of_kind:
+            kinds = ", ".join(sorted({p.topic_type for p in publishers}))
+            return f"its type is {kinds}, not {wanted} (input.compressed?)"
+        reasons = []
+        for publisher in of_kind:
+            compatible, reason = qos_check_compatible(
+                publisher.qos_profile, subscription.qos_profile
+            )
+            if compatible != QoSCompatibility.ERROR:
+                return f"publishers there: {len(of_kind)}, but they send nothing"
+            reasons.append(reason.removeprefix("ERROR: ").rstrip("; "))
+        return f"incompatible QoS: {reasons[0]}"

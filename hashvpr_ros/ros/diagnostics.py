@@ -24,11 +24,12 @@ _STAGES = ("decode", "preprocess", "engine", "search", "rerank", "store", "total
 class CameraStats:
     """Counts of one camera since the node was activated."""
 
-    topic: str
+    topic: str  # with its namespace
     received: int = 0
     processed: int = 0
-    dropped: int = 0  # replaced by a newer image while the engine was busy
+    dropped: int = 0  # replaced by a newer image, or left when the node was deactivated
     bad: int = 0
+    failed: int = 0  # the engine or the map failed with it
     without_pose: int = 0
     last_arrival_s: float = 0.0  # monotonic; of activation before the first image
     last_bad_s: float = float("-inf")
@@ -91,9 +92,11 @@ class Stats:
             self.closures += accepted
             self._times.append(tuple(getattr(times, s) for s in _STAGES))
 
-    def failed(self, reason: str) -> None:
-        """Count a failure of the engine or the map."""
+    def failed(self, reason: str, camera: str = "") -> None:
+        """Count a failure of the engine or the map, and of the image that it cost."""
         with self.lock:
+            if camera:
+                self.cameras[camera].failed += 1
             self.failures += 1
             self.last_failure = reason
             self.last_failure_s = time.monotonic()
@@ -118,9 +121,9 @@ def resident_bytes() -> int:
 
 
 def camera_status(
-    name: str, camera: str, stats: CameraStats, active: bool, stale_after_s: float
+    name: str, camera: str, stats: CameraStats, active: bool, stale_after_s: float, why: str
 ) -> DiagnosticStatus:
-    """How the input of one camera is."""
+    """How the input of one camera is; `why` it is silent, where it is."""
     now = time.monotonic()
     silent_s = now - stats.last_arrival_s
     level, text = OK, "images come in"
@@ -128,6 +131,8 @@ def camera_status(
         text = "not active"
     elif silent_s > stale_after_s:
         level, text = WARN, f"no image on {stats.topic} for {silent_s:.0f} s"
+        if why:
+            text = f"{text}: {why}"
     elif now - stats.last_bad_s < _FAULT_SHOWN_S:
         level, text = WARN, f"bad image: {stats.last_bad_reason}"
     elif not stats.received:
@@ -143,6 +148,7 @@ def camera_status(
             "processed": stats.processed,
             "dropped": stats.dropped,
             "bad": stats.bad,
+            "failed": stats.failed,
             "without_pose": stats.without_pose,
         },
     )
@@ -178,14 +184,22 @@ def node_status(name: str, state: str, stats: Stats, runtime: Any) -> Diagnostic
 
 
 def diagnostics(
-    name: str, state: str, stats: Stats, runtime: Any, stale_after_s: float
+    name: str,
+    state: str,
+    stats: Stats,
+    runtime: Any,
+    stale_after_s: float,
+    silent: dict[str, str],
 ) -> DiagnosticArray:
-    """All statuses, without a stamp."""
+    """All statuses, without a stamp; `silent` says why, by camera."""
     with stats.lock:
         cameras = dict(stats.cameras)
     array = DiagnosticArray(status=[node_status(name, state, stats, runtime)])
     for camera, counts in cameras.items():
-        array.status.append(camera_status(name, camera, counts, state == "active", stale_after_s))
+        why = silent.get(camera, "")
+        array.status.append(
+            camera_status(name, camera, counts, state == "active", stale_after_s, why)
+        )
     return array
 
 

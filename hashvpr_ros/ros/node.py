@@ -5,9 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 from hashvpr_ros.errors import HashVprError
+
+# A launch that is interrupted passes the signal on to nodes that have it already, as members of
+# the terminal's process group: what comes so soon is no second wish.
+_IMPATIENT_S = 3.0
 
 
 def main(args: list[str] | None = None) -> int:
@@ -18,6 +23,7 @@ def main(args: list[str] | None = None) -> int:
     """
     try:
         import rclpy
+        from rclpy.exceptions import InvalidHandle
         from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
     except ImportError as e:
@@ -42,7 +48,7 @@ def main(args: list[str] | None = None) -> int:
         # Not fewer: services that wait for the worker each hold a thread.
         executor = MultiThreadedExecutor(num_threads=8)
         executor.add_node(node)
-        return _run(node, executor, ExternalShutdownException)
+        return _run(node, executor, ExternalShutdownException, InvalidHandle)
     finally:
         rclpy.try_shutdown()
 
@@ -52,18 +58,29 @@ def _refuse(reason: str) -> int:
     return 2
 
 
-def _run(node: Any, executor: Any, shut_down: type[Exception]) -> int:
+def _run(node: Any, executor: Any, shut_down: type[Exception], destroyed: type[Exception]) -> int:
     stop = threading.Event()
     faults: list[BaseException] = []
+    asked_s: list[float] = []
 
     def on_signal(*_: object) -> None:
-        if stop.is_set():  # asked twice: at once
-            raise KeyboardInterrupt
-        stop.set()
+        if not asked_s:
+            asked_s.append(time.monotonic())
+            stop.set()
+        elif time.monotonic() - asked_s[0] > _IMPATIENT_S:
+            raise KeyboardInterrupt  # asked once more: at once
 
     def spin() -> None:
         try:
-            executor.spin()
+            while not stop.is_set():
+                try:
+                    executor.spin()
+                    return
+                except destroyed:
+                    # A transition destroys subscriptions and publishers in another thread than
+                    # the one that waits for their events, and rclpy (7.1) then raises from the
+                    # wait. What was destroyed is no longer among what is waited for.
+                    continue
         except shut_down:
             pass
         except BaseException as e:
@@ -87,6 +104,9 @@ def _run(node: Any, executor: Any, shut_down: type[Exception]) -> int:
     if node.state_label() in ("unconfigured", "inactive", "active"):
         node.trigger_shutdown()
     node.destroy_node()
+    # All is written. Python itself would die of a signal that comes while it tidies up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if faults:
         print(f"vpr_node: {type(faults[0]).__name__}: {faults[0]}", file=sys.stderr)
         return 1
@@ -94,7 +114,12 @@ def _run(node: Any, executor: Any, shut_down: type[Exception]) -> int:
 
 
 def _start_soon(node: Any) -> None:
-    """Configure and activate from the executor, in the group of the lifecycle services."""
+    """Configure and activate from the executor, in the group of the lifecycle services.
+
+    By steady time: the node's own may be simulated and stand still.
+    """
+
+    from rclpy.clock import Clock, ClockType
 
     def start() -> None:
         timer.cancel()
@@ -106,7 +131,7 @@ def _start_soon(node: Any) -> None:
         except Exception as e:
             node.get_logger().error(f"autostart: {e}")
 
-    timer = node.create_timer(0.001, start)
+    timer = node.create_timer(0.001, start, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,7 @@ class Parameters:
         self._node = node
         self._may_configure = may_configure
         self._on_live = on_live
-        self._from_inside = False
+        self._from_inside = 0  # thread that may set what is otherwise too late to set
         self._settings = {s.name: s for s in all_settings()}
         for setting in self._settings.values():
             self._declare(setting)
@@ -109,11 +110,11 @@ class Parameters:
 
     @contextmanager
     def _unrestricted(self) -> Iterator[None]:
-        self._from_inside = True
+        self._from_inside = threading.get_ident()
         try:
             yield
         finally:
-            self._from_inside = False
+            self._from_inside = 0
 
     def _check(self, changes: list[Parameter]) -> SetParametersResult:
         live = {}
@@ -123,7 +124,8 @@ class Parameters:
                 continue
             value = _plain(setting, change.value)
             problem = problem_with(setting, value)
-            if not problem and setting.change == CONFIGURE and not self._from_inside:
+            inside = self._from_inside == threading.get_ident()
+            if not problem and setting.change == CONFIGURE and not inside:
                 problem = self._too_late(setting, value)
             if problem:
                 return SetParametersResult(successful=False, reason=problem)
@@ -148,7 +150,9 @@ class Parameters:
 def _plain(setting: Setting, value: Any) -> Any:
     """A parameter's value as the configuration wants it."""
     if isinstance(setting.default, list):
-        if value is None or (not isinstance(value, str) and len(value) == 0):
+        if value is None:
+            return []
+        if hasattr(value, "__len__") and len(value) == 0 and not isinstance(value, str):
             return []
         if isinstance(value, (list, tuple)):
             # [""] is how an empty list of strings can be given on a command line.

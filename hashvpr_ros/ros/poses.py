@@ -101,6 +101,15 @@ def interpolate(first: Pose, second: Pose, share: float) -> Pose:
     return Pose((x, y, z), (q[0] / norm, q[1] / norm, q[2] / norm, q[3] / norm), first.frame_id)
 
 
+def unit(pose: Pose) -> Pose:
+    """The same pose with a quaternion of length 1; an invalid one as it is."""
+    norm = math.hypot(*pose.orientation)
+    if not pose.is_valid() or not math.isfinite(norm):
+        return pose
+    x, y, z, w = (v / norm for v in pose.orientation)
+    return Pose(pose.position_m, (x, y, z, w), pose.frame_id)
+
+
 class OdometryPoses:
     """Poses from nav_msgs/Odometry."""
 
@@ -125,7 +134,7 @@ class OdometryPoses:
                 "odometry with NaN, infinity or a zero quaternion: keyframes get no pose from it",
                 throttle_duration_sec=10.0,
             )
-        self.track.add(stamp_to_ns(message.header.stamp), pose)
+        self.track.add(stamp_to_ns(message.header.stamp), unit(pose))
 
     def at(self, stamp_ns: int, max_age_s: float) -> Pose | None:
         """See `PoseSource.at`."""
@@ -166,7 +175,7 @@ class TfPoses:
                 return None
         p, q = found.transform.translation, found.transform.rotation
         pose = Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), self._frames[0])
-        return pose if pose.is_valid() else None
+        return unit(pose) if pose.is_valid() else None
 
     def close(self) -> None:
         """Stop listening."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,11 +11,16 @@ from typing import Any
 
 from hashvpr_ros.config import Config
 from hashvpr_ros.engine.factory import create_engine
-from hashvpr_ros.errors import ConfigError, HashVprError, MapError
+from hashvpr_ros.errors import ConfigError, EngineError, HashVprError, MapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.ros.worker import Worker
 from hashvpr_ros.types import Mode
+
+# A batch is due when it is this old, in commit periods, and is looked at every so often in the
+# rest of the period: so nothing waits longer than the period.
+_COMMIT_SHARE = 0.8
+_CLOSED = "the node was cleaned up meanwhile"
 
 
 class Runtime:
@@ -43,8 +49,9 @@ class Runtime:
         self._change = threading.Lock()  # one service changes the map or the mode at a time
         self._engine: Any = None
         self._map: PlaceMap | None = None
-        period = min(1.0, max(0.05, config.map.commit_period_s / 2))
-        self.worker = Worker(on_image, self._commit_if_due, period)
+        self._recognizer: Recognizer | None = None
+        look_s = max(0.02, (1.0 - _COMMIT_SHARE) * config.map.commit_period_s)
+        self.worker = Worker(on_image, self._commit_if_due, look_s)
         try:
             self.worker.call(self._open).result()
         except BaseException:
@@ -59,7 +66,7 @@ class Runtime:
         self.info = self._engine.info
         self._engine.warm_up()
         self._map = self.open_map(config.map.path)
-        self.recognizer = Recognizer(self._engine, self._map, config, mode=self.mode)
+        self._recognizer = Recognizer(self._engine, self._map, config, mode=self.mode)
 
     def open_map(self, path: str, *, create: bool = True, session: str | None = None) -> PlaceMap:
         """Open a map for the engine in the present mode; see `PlaceMap.open` for the errors."""
@@ -72,14 +79,30 @@ class Runtime:
             read_only=read_only,
             create=create and not read_only,
             session=self.config.map.session if session is None else session,
-            commit_period_s=self.config.map.commit_period_s,
+            commit_period_s=_COMMIT_SHARE * self.config.map.commit_period_s,
         )
 
     @property
     def map(self) -> PlaceMap:
-        """The map in use."""
-        assert self._map is not None
+        """The map in use.
+
+        Raises:
+            MapError: this runtime was closed.
+        """
+        if self._map is None:
+            raise MapError(_CLOSED)
         return self._map
+
+    @property
+    def recognizer(self) -> Recognizer:
+        """What images are given to.
+
+        Raises:
+            EngineError: this runtime was closed.
+        """
+        if self._recognizer is None:
+            raise EngineError(_CLOSED)
+        return self._recognizer
 
     def _commit_if_due(self) -> None:
         if self._map is None or self._map.read_only:
@@ -206,6 +229,10 @@ class Runtime:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
+            # Small as they are, what they hold keeps the allocator from giving the engine's
+            # memory back, and each configure would take other memory.
+            self._recognizer = None
+            gc.collect()
 
         future = self.worker.call(free)
         self.worker.stop()

@@ -21,7 +21,7 @@ from hashvpr_ros.config import Config
 from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
 from hashvpr_ros.msg import LoopClosure, MapStatus, PlaceDescriptor, PlaceHypotheses
 from hashvpr_ros.ros import conversions
-from hashvpr_ros.ros.cameras import Arrival, Cameras
+from hashvpr_ros.ros.cameras import Arrival, Cameras, StampWatch
 from hashvpr_ros.ros.diagnostics import Stats, diagnostics
 from hashvpr_ros.ros.parameters import Parameters
 from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
@@ -62,6 +62,7 @@ class VprNode(LifecycleNode):
         super().__init__("vpr_node", **kwargs)
         self._runtime: Runtime | None = None
         self._cameras: Cameras | None = None
+        self._taking = False  # images count; set before the first may come
         self._poses: PoseSource | None = None
         self._topics: dict[str, str] = {}
         self._stats = Stats()
@@ -80,21 +81,19 @@ class VprNode(LifecycleNode):
             lambda: next(iter(self._topics), "camera"),
             self._settings.set_mode,
         )
-        self._image_group = MutuallyExclusiveCallbackGroup()
+        self._watch = StampWatch()
         self._pose_group = MutuallyExclusiveCallbackGroup()
         self._timer_group = MutuallyExclusiveCallbackGroup()
         # Not the node's clock: simulated time may stand still, and this must go on then.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._pub_diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._timers_by_us = [
-            self.create_timer(
-                self._settings.config().publish.diagnostics_period_s,
-                self._on_diagnostics, self._timer_group, clock=self._steady,
-            ),
-            self.create_timer(
-                1.0, self._on_status, self._timer_group, clock=self._steady
-            ),
-        ]  # fmt: skip
+        self._diagnostics_timer = self.create_timer(
+            self._settings.config().publish.diagnostics_period_s,
+            self._on_diagnostics,
+            self._timer_group,
+            clock=self._steady,
+        )
+        self.create_timer(1.0, self._on_status, self._timer_group, clock=self._steady)
 
     @property
     def autostart(self) -> bool:
@@ -164,9 +163,12 @@ class VprNode(LifecycleNode):
             except InvalidTopicNameException as e:
                 reason = str(e).splitlines()[0]
                 raise ConfigError(f"{parameter}: {topic!r} is no topic name: {reason}") from None
+        self._diagnostics_timer.timer_period_ns = round(config.publish.diagnostics_period_s * 1e9)
+        self._diagnostics_timer.reset()
         started = time.monotonic()
         runtime = Runtime(config, self._on_image, self._on_failure)
-        self._stats.start(self._topics)
+        self._watch = StampWatch()
+        self._start_counting()
         self._create_publishers()
         self._runtime = runtime
         self.get_logger().info(
@@ -177,12 +179,20 @@ class VprNode(LifecycleNode):
         )
         self._on_status()
 
+    def _start_counting(self) -> None:
+        self._stats.start({n: self.resolve_topic_name(t) for n, t in self._topics.items()})
+
     def _create_publishers(self) -> None:
         options = QoSOverridingOptions.with_default_policies()
+        group = MutuallyExclusiveCallbackGroup()  # of their own for the reason that Cameras has
 
         def lifecycle(kind: Any, topic: str) -> Any:
             publisher = self.create_lifecycle_publisher(
-                kind, topic, QoSProfile(depth=10), qos_overriding_options=options
+                kind,
+                topic,
+                QoSProfile(depth=10),
+                callback_group=group,
+                qos_overriding_options=options,
             )
             self._publishers_of_state.append(publisher)
             return publisher
@@ -191,7 +201,9 @@ class VprNode(LifecycleNode):
         self._pub_closures = lifecycle(LoopClosure, "~/loop_closures")
         self._pub_descriptors = lifecycle(PlaceDescriptor, "~/descriptors")
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._pub_status = self.create_publisher(MapStatus, "~/map_status", latched)
+        self._pub_status = self.create_publisher(
+            MapStatus, "~/map_status", latched, callback_group=group
+        )
         self._last_status = None
 
     @_transition
@@ -199,8 +211,9 @@ class VprNode(LifecycleNode):
         """Subscribe."""
         config = self._settings.config()
         assert self._runtime is not None
-        self._stats.start(self._topics)
+        self._start_counting()
         result = super().on_activate(state)  # publishers first: no image's result is lost
+        self._taking = True
         try:
             self._poses = create_pose_source(self, config.pose, self._pose_group)
             self._cameras = Cameras(
@@ -208,8 +221,8 @@ class VprNode(LifecycleNode):
                 self._topics,
                 config.input.compressed,
                 self._stats,
+                self._watch,
                 self._runtime.worker.offer,
-                self._image_group,
             )
         except BaseException:
             self._unsubscribe()
@@ -249,6 +262,7 @@ class VprNode(LifecycleNode):
         return SUCCESS
 
     def _unsubscribe(self) -> None:
+        self._taking = False
         cameras, self._cameras = self._cameras, None
         if cameras is not None:
             cameras.close()
@@ -256,7 +270,8 @@ class VprNode(LifecycleNode):
         if poses is not None:
             poses.close()
         if self._runtime is not None:
-            self._runtime.worker.discard_images()
+            for camera in self._runtime.worker.discard_images():
+                self._stats.dropped(camera)
 
     def _release(self) -> None:
         self._unsubscribe()
@@ -275,7 +290,8 @@ class VprNode(LifecycleNode):
 
     def _on_image(self, camera: str, arrival: Arrival) -> None:
         runtime = self._runtime
-        if runtime is None or self._cameras is None:
+        if runtime is None or not self._taking:
+            self._stats.dropped(camera)
             return
         map_changes = runtime.map_changes
         try:
@@ -288,9 +304,11 @@ class VprNode(LifecycleNode):
         except HashVprError as e:
             # A candidate of a map that was cleared meanwhile is no failure.
             if runtime.map_changes == map_changes:
-                self._on_failure(e)
+                self._on_failure(e, camera)
+            else:
+                self._stats.dropped(camera)
         except Exception as e:
-            self._on_failure(e)
+            self._on_failure(e, camera)
             self.get_logger().debug(traceback.format_exc())
 
     def _process(self, runtime: Runtime, camera: str, arrival: Arrival) -> None:
@@ -298,10 +316,9 @@ class VprNode(LifecycleNode):
         started = time.monotonic()
         image = conversions.decode(message)
         decode_ms = 1e3 * (time.monotonic() - started)
-        cameras, poses = self._cameras, self._poses
-        if arrival.new_session and cameras is not None:
+        poses = self._poses
+        if self._watch.begins(arrival.run):
             runtime.start_session()
-            cameras.session_started(camera)
         pose = None
         if poses is not None:
             pose = poses.at(arrival.stamp_ns, runtime.config.pose.max_age_s)
@@ -310,7 +327,10 @@ class VprNode(LifecycleNode):
         decision = runtime.recognizer.process(image, arrival.stamp_ns, pose, camera)
         total_ms = 1e3 * (time.monotonic() - arrival.arrived_s)
         hypotheses = conversions.to_hypotheses(decision, message.header, decode_ms, total_ms)
-        if self._cameras is None:
+        self._stats.processed(camera, hypotheses.times, decision.accepted)
+        if decision.store_error:
+            self._on_failure(MapError(decision.store_error))
+        if not self._taking:
             return  # deactivated meanwhile
         self._pub_hypotheses.publish(hypotheses)
         if decision.accepted:
@@ -319,15 +339,12 @@ class VprNode(LifecycleNode):
             self._pub_descriptors.publish(
                 conversions.to_descriptor(decision, message.header, runtime.info.fingerprint)
             )
-        self._stats.processed(camera, hypotheses.times, decision.accepted)
-        if decision.store_error:
-            self._on_failure(MapError(decision.store_error))
 
-    def _on_failure(self, error: Exception) -> None:
-        """Count and say a failure that the node survives."""
+    def _on_failure(self, error: Exception, camera: str = "") -> None:
+        """Count and say a failure that the node survives, and the image that it cost."""
         kind = "" if isinstance(error, HashVprError) else f"{type(error).__name__}: "
         text = f"{kind}{error}"
-        self._stats.failed(text)
+        self._stats.failed(text, camera)
         self.get_logger().error(text, throttle_duration_sec=10.0)
 
     # What is published periodically, and live parameters
@@ -374,13 +391,18 @@ class VprNode(LifecycleNode):
     def _on_diagnostics(self) -> None:
         try:
             stale_after_s = self._settings.config().input.stale_after_s
+            cameras = self._cameras
+            silent = {} if cameras is None else cameras.report_silence(stale_after_s)
             message = diagnostics(
-                self.get_name(), self.state_label(), self._stats, self._runtime, stale_after_s
+                # With the namespace: robots may share /diagnostics.
+                self.get_fully_qualified_name().lstrip("/"),
+                self.state_label(),
+                self._stats,
+                self._runtime,
+                stale_after_s,
+                silent,
             )
             message.header.stamp = self.get_clock().now().to_msg()
             self._pub_diagnostics.publish(message)
-            cameras = self._cameras
-            if cameras is not None:
-                cameras.report_silence(stale_after_s)
         except Exception as e:
             self.get_logger().debug(f"no diagnostics: {e}")

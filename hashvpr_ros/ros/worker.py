@@ -44,12 +44,12 @@ class Worker:
             self._condition.notify()
             return replaced
 
-    def discard_images(self) -> int:
-        """Forget the images that wait; returns how many."""
+    def discard_images(self) -> list[str]:
+        """Forget the images that wait; returns their cameras."""
         with self._condition:
-            count = len(self._images)
+            cameras = list(self._images)
             self._images.clear()
-            return count
+            return cameras
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Run a function in the thread, before the images that wait."""

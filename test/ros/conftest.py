@@ -5,6 +5,7 @@ Every test process has a domain of its own, so that runs side by side do not hea
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -84,16 +85,17 @@ class Client:
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 
-    def call(self, kind: Any, name: str, request: Any, timeout_s: float = PATIENCE_S) -> Any:
-        """The response of a service."""
+    def call(
+        self, kind: Any, name: str, request: Any, alive: Callable[[], bool] = lambda: True
+    ) -> Any:
+        """The response of a service of a process that is alive."""
         client = self._clients.get((kind, name))
         if client is None:
             client = self._clients[kind, name] = self.node.create_client(kind, name)
-        assert client.wait_for_service(timeout_s), f"no service {name}"
-        done = threading.Event()
+        wait_until(lambda: client.service_is_ready() or not alive(), f"there is a service {name}")
         future = client.call_async(request)
-        future.add_done_callback(lambda _: done.set())
-        assert done.wait(timeout_s), f"{name} did not answer in {timeout_s:.0f} s"
+        wait_until(lambda: future.done() or not alive(), f"{name} answers")
+        assert future.done(), f"the process ended before it answered {name}"
         return future.result()
 
     def listen(self, kind: Any, topic: str, qos: Any = 50) -> list[Any]:
@@ -119,12 +121,18 @@ class Client:
 heard_of: dict[int, Any] = {}
 
 
+def new_namespace() -> str:
+    return f"/t{uuid.uuid4().hex[:8]}"
+
+
 class VprProcess:
     """`vpr_node` as a process in a namespace of its own."""
 
-    def __init__(self, client: Client, log: Path, parameters: dict[str, Any]) -> None:
+    def __init__(
+        self, client: Client, log: Path, parameters: dict[str, Any], namespace: str = ""
+    ) -> None:
         self.client = client
-        self.namespace = f"/t{uuid.uuid4().hex[:8]}"
+        self.namespace = namespace or new_namespace()
         self.log = log
         command = [sys.executable, "-m", "hashvpr_ros.ros.node", "--ros-args"]
         command += ["-r", f"__ns:={self.namespace}"]
@@ -145,9 +153,15 @@ class VprProcess:
 
     def call(self, kind: Any, name: str, **fields: Any) -> Any:
         """The response of one of the node's services."""
-        if self.process.poll() is not None:
-            raise AssertionError(f"the node has ended:\n{self.text()}")
-        return self.client.call(kind, self.topic(name), kind.Request(**fields))
+        try:
+            return self.client.call(
+                kind, self.topic(name), kind.Request(**fields), self.is_running
+            )
+        except AssertionError as e:
+            raise AssertionError(f"{e}; the node says:\n{self.text()}") from None
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
 
     def state(self) -> str:
         return str(self.call(GetState, "get_state").current_state.label)
@@ -176,6 +190,11 @@ class VprProcess:
 
     def logged(self, text: str) -> int:
         return self.text().count(text)
+
+    def activate(self) -> VprProcess:
+        """The same node, configured and active."""
+        assert self.change("configure") and self.change("activate"), self.text()
+        return self
 
     def stop(self, sig: int = signal.SIGINT) -> int:
         """Send a signal and return the exit code."""
@@ -219,22 +238,31 @@ def start(client, tmp_path):
 
 def _starter(client: Client, folder: Path):
     started: list[VprProcess] = []
+    numbers = itertools.count()  # not the list's length: tests start nodes in threads
 
-    def start(**parameters: Any) -> VprProcess:
+    def start(namespace: str = "", **parameters: Any) -> VprProcess:
         # `map__path=` for `map.path`
         parameters = {k.replace("__", "."): v for k, v in parameters.items()}
         parameters = {"engine.threads": 1, "map.path": "", **parameters}
+        number = next(numbers)
         if parameters["map.path"] == "":
-            parameters["map.path"] = str(folder / f"{len(started)}.vprmap")
-        node = VprProcess(client, folder / f"{len(started)}.log", parameters)
+            parameters["map.path"] = str(folder / f"{number}.vprmap")
+        node = VprProcess(client, folder / f"{number}.log", parameters, namespace)
         started.append(node)
         return node
 
     yield start
+    # Asked, not killed: after a killed process the next is found some seconds late.
     for node in started:
         if node.process.poll() is None:
+            node.process.send_signal(signal.SIGINT)
+    for node in started:
+        try:
+            node.process.wait(20.0)
+        except subprocess.TimeoutExpired:
             node.process.kill()
-        node.process.wait()
+            node.process.wait()
+            raise
 
 
 def picture(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
@@ -306,27 +334,42 @@ class Camera:
 
 @pytest.fixture(scope="session")
 def diagnostics(client):
-    """The newest diagnostics of a node as {status: {key: value}}, with `level` and `message`."""
+    """Waits for diagnostics of a node that have what is wanted.
+
+    They are {"node": …, "camera NAME": …}, each with `level`, `message` and the values as text.
+    """
     from diagnostic_msgs.msg import DiagnosticArray
 
     heard = client.listen(DiagnosticArray, "/diagnostics", 100)
 
-    def newest(wanted: Callable[[dict[str, dict[str, str]]], Any], what: str) -> dict[str, Any]:
+    def newest(
+        node: VprProcess, wanted: Callable[[dict[str, Any]], Any], what: str
+    ) -> dict[str, Any]:
         del heard[:]
+        last: dict[str, Any] = {}
 
         def found() -> Any:
             for message in list(heard):
-                statuses = {
-                    s.name.rpartition(": ")[2]: {
-                        "level": s.level[0], "message": s.message,
-                        **{v.key: v.value for v in s.values},
-                    }
-                    for s in message.status
-                }  # fmt: skip
-                if wanted(statuses):
-                    return statuses
+                if message.status[0].name == node.name.lstrip("/"):
+                    last.update(_statuses(message))
+                    if wanted(last):
+                        return last
             return None
 
-        return wait_until(found, what)
+        try:
+            return wait_until(found, what)
+        except AssertionError as e:
+            raise AssertionError(f"{e}; the last were {last}") from None
 
     return newest
+
+
+def _statuses(message: Any) -> dict[str, Any]:
+    return {
+        s.name.partition(": ")[2] or "node": {
+            "level": s.level[0],
+            "message": s.message,
+            **{v.key: v.value for v in s.values},
+        }
+        for s in message.status
+    }

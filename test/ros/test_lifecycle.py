@@ -1,10 +1,10 @@
 """Every transition over DDS, those that fail, and how the process ends."""
 
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import TRANSITIONS, Camera, wait_until
@@ -153,37 +153,21 @@ def test_shutdown_from_every_state(start, state):
     assert node.stop() == 0
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_process_and_writes_the_map(start, sig, tmp_path):
+@pytest.mark.parametrize("signals", ["INT", "TERM", "INT INT TERM " * 30])
+def test_a_signal_ends_the_process_and_writes_the_map(start, signals, tmp_path):
     path = tmp_path / "m.vprmap"
     # A period so long that only the end can have written the keyframe.
     node = start(map__path=str(path), autostart=True, map__commit_period_s=60.0)
     wait_until(lambda: node.logged("active: waiting"), "the node has started itself")
     Camera(node).connect().show(1, 0.0)
-    assert node.stop(sig) == 0
+    # Several at once come from a launch that is interrupted; they are one wish to end.
+    for name in signals.split():
+        if node.is_running():
+            node.process.send_signal(signal.Signals[f"SIG{name}"])
+            time.sleep(0.01)
+    assert node.process.wait(20.0) == 0, node.text()
     assert count(path) == 1
     assert not list(tmp_path.glob("m.vprmap-*")), "the write-ahead log was left behind"
-
-
-def test_killed_while_mapping_the_map_is_whole(start, tmp_path):
-    path = tmp_path / "m.vprmap"
-    stored = 0
-    for life in range(3):
-        node = start(
-            map__path=str(path), autostart=True, map__commit_period_s=0.0,
-            keyframes__min_period_s=0.0, keyframes__min_novelty_bits=0,
-        )  # fmt: skip
-        camera = Camera(node).connect()
-        for second in range(5):
-            camera.show(second, 100.0 * life + second)
-        node.stop(signal.SIGKILL)
-        copy = tmp_path / f"copy{life}.vprmap"
-        for suffix in ("", "-wal"):
-            if (tmp_path / f"m.vprmap{suffix}").exists():
-                shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
-        assert count(copy) >= stored + 5
-        stored = count(copy)
-    assert "configured in" in node.text()
 
 
 def test_cleanup_frees_the_engine_and_the_map(node, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import START_NS, Camera, image_message, picture
+from conftest import PATIENCE_S, START_NS, Camera, image_message, picture, wait_until
 from sensor_msgs.msg import CompressedImage, Image
 
 from hashvpr_ros.map.place_map import PlaceMap
@@ -78,12 +78,12 @@ def test_recognize_refuses_bad_images(node, image):
 
 
 def test_recognize_says_when_it_is_busy(node):
-    message = image_message(np.zeros((2000, 3000, 3), np.uint8), 1)
+    message = image_message(picture(1, 600, 800), 1)
     client = node.client.node.create_client(Recognize, node.topic("recognize"))
-    assert client.wait_for_service(10.0)
-    futures = [client.call_async(Recognize.Request(image=message)) for _ in range(24)]
-    while not all(f.done() for f in futures):
-        time.sleep(0.01)
+    assert client.wait_for_service(PATIENCE_S)
+    # Not more than ten: the middleware keeps no more of a service's requests.
+    futures = [client.call_async(Recognize.Request(image=message)) for _ in range(10)]
+    wait_until(lambda: all(f.done() for f in futures), "all requests are answered")
     results = [f.result().result for f in futures]
     assert set(results) <= {Recognize.Response.RESULT_OK, Recognize.Response.RESULT_BUSY}
     assert Recognize.Response.RESULT_OK in results
@@ -107,7 +107,7 @@ def test_save_map(node, tmp_path):
     assert answer.result == codes.RESULT_WRITE_FAILED and "/proc/no" in answer.message
     own = node.call(InspectMap, "inspect_map").status.path
     answer = node.call(SaveMap, "save_map", path=own, overwrite=True)
-    assert answer.result != codes.RESULT_OK and "open map itself" in answer.message
+    assert answer.result != codes.RESULT_OK and own in answer.message
 
 
 def len_of(node) -> int:
@@ -214,8 +214,6 @@ def test_a_map_in_memory(start, tmp_path):
 
 def test_map_status_is_latched(node):
     heard = node.client.listen(MapStatus, node.topic("map_status"), latched())
-    from conftest import wait_until
-
     status = wait_until(lambda: heard and heard[-1], "the latched status comes")
     assert status.model_fingerprint and status.keyframes >= 5
     node.camera.show(77, 3000.0)
@@ -258,6 +256,11 @@ def test_services_and_transitions_answer_while_the_engine_works(node):
     finally:
         stop.set()
         thread.join()
+    # With the subscription goes what is still under way to it; the engine ends its last image
+    # before it answers.
+    assert node.change("deactivate")
+    assert node.call(Recognize, "recognize", image=image_message(large, 1)).result == 0
+    assert node.change("activate")
     medians = {name: float(np.median(values)) for name, values in took_ms.items()}
     assert max(medians.values()) < 100.0, medians
 

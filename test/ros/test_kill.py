@@ -1,0 +1,130 @@
+"""`kill -9` at any moment while the map is written: what was promised is there, and it goes on."""
+
+import random
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import image_message, new_namespace, picture, wait_until
+from sensor_msgs.msg import Image
+
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.msg import PlaceHypotheses
+
+PERIOD_NS = 200_000_000
+LANES, LIVES = 4, 5
+PICTURES = [picture(seed) for seed in range(20)]
+
+
+class Lane:
+    """One map, and nodes that are killed while they write it, one after the other."""
+
+    def __init__(self, client, number, folder):
+        self.namespace = new_namespace()
+        self.path = folder / "m.vprmap"
+        self.random = random.Random(number)
+        self.publisher = client.publisher(Image, f"{self.namespace}/image", reliable=False)
+        self.answers = []  # (sent, answered, keyframe id) in ns of the clock that all share
+        topic = f"{self.namespace}/vpr_node/hypotheses"
+        client.node.create_subscription(PlaceHypotheses, topic, self._hear, 50)
+        self.promised = 0
+
+    def _hear(self, message):
+        sent = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        self.answers.append((sent, time.monotonic_ns(), message.keyframe_id))
+
+    def live(self, start, life):
+        """Map until the kill, then look at what is left."""
+        before = len(self.answers)
+        node = start(
+            self.namespace,
+            map__path=str(self.path),
+            map__commit_period_s=PERIOD_NS / 1e9,
+            mode="mapping",
+            autostart=True,
+            keyframes__min_period_s=0.0,
+            keyframes__min_novelty_bits=0,
+        )
+        stop = threading.Event()
+
+        def publish():
+            while not stop.wait(0.01):
+                image = PICTURES[self.random.randrange(len(PICTURES))]
+                # Stamped with the moment of sending.
+                self.publisher.publish(image_message(image, time.monotonic_ns()))
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            wait_until(
+                lambda: len(self.answers) > before or not node.is_running(), "images are mapped"
+            )
+            stop_at = time.monotonic() + self.random.uniform(0.0, 1.0)
+            while time.monotonic() < stop_at:
+                time.sleep(0.001)
+            assert node.is_running(), node.text()
+            node.stop(signal.SIGKILL)
+        finally:
+            stop.set()
+            thread.join()
+        self.check(self.answers[before:], life)
+
+    def check(self, answers, life):
+        """What was reported a commit period before the last sign of life is in the map."""
+        path = self.path
+        if life % 2:  # left as it is: the next node finds the write-ahead log
+            path = self.path.with_name(f"copy{life}.vprmap")
+            for suffix in ("", "-wal"):
+                if (part := self.path.with_name(self.path.name + suffix)).exists():
+                    shutil.copy(part, f"{path}{suffix}")
+        with PlaceMap.open(path, create=False) as place_map:
+            assert place_map.verify() == []
+            held = set(place_map.ids().tolist())
+        # An image that was answered was sent before the node looked for a batch that is due, and
+        # a keyframe was added before it was reported: so long has it waited at least.
+        last_sent = max(sent for sent, _, _ in answers)
+        due = {i for _, answered, i in answers if i and answered + PERIOD_NS <= last_sent}
+        assert due <= held, sorted(due - held)
+        self.promised += len(due)
+        # Batches are written in order, so that none is missing before one that is there.
+        reported = {i for _, _, i in answers if i}
+        lost = reported - held
+        assert not lost or min(lost) > max(reported & held, default=0)
+
+
+def test_a_map_survives_kill_9(start, client, tmp_path):
+    lanes = []
+    for number in range(LANES):
+        folder = tmp_path / f"lane{number}"
+        folder.mkdir()
+        lanes.append(Lane(client, number, folder))
+
+    def run(lane):
+        for life in range(LIVES):
+            lane.live(start, life)
+
+    with ThreadPoolExecutor(LANES) as pool:
+        list(pool.map(run, lanes))
+    assert sum(lane.promised for lane in lanes) > LANES * LIVES, "too little to be a test"
+    for lane in lanes:
+        node = start(lane.namespace, map__path=str(lane.path), autostart=True)
+        wait_until(lambda node=node: node.logged("active: waiting"), "it starts again")
+        assert node.stop() == 0
+        with PlaceMap.open(lane.path, create=False) as place_map:
+            assert place_map.verify() == []
+            assert len(place_map.info().sessions) > 1
+
+
+@pytest.mark.parametrize("moment_s", [0.1, 0.4, 0.55, 0.7])
+def test_killed_at_its_start_the_next_one_starts(start, tmp_path, moment_s):
+    path = tmp_path / "m.vprmap"
+    node = start(map__path=str(path), autostart=True)
+    time.sleep(moment_s)  # no event is awaited: any moment will do
+    node.stop(signal.SIGKILL)
+    node = start(map__path=str(path), autostart=True)
+    wait_until(lambda: node.logged("active: waiting"), "it starts")
+    assert node.stop() == 0
+    assert PlaceMap.read_info(path).keyframes == 0

@@ -1,0 +1,26 @@
+"""A node that is configured and cleaned up again and again does not grow."""
+
+from pathlib import Path
+
+from conftest import Camera
+
+EVERYTHING = {"keyframes__min_period_s": 0.0, "keyframes__min_novelty_bits": 0}
+GROWTH_MIB = 8.0
+
+
+def resident_mib(pid):
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def test_cycles_of_the_lifecycle_do_not_grow_the_process(start):
+    node = start(**EVERYTHING, keyframes__max_period_s=0.0)
+    camera = Camera(node)
+    sizes = []
+    for cycle in range(7):
+        node.activate()
+        for second in range(10):
+            camera.show(second, 100.0 * cycle + second)
+        assert node.change("deactivate") and node.change("cleanup")
+        sizes.append(resident_mib(node.process.pid))
+    assert max(sizes[2:]) - sizes[1] < GROWTH_MIB, sizes
+    assert node.stop() == 0
