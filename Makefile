@@ -22,7 +22,7 @@ lint: env
 	@$(ENV) && ruff check . && ruff format --check . && mypy hashvpr_ros scripts/setup_env.py && lint-imports
 
 unit: env
-	@$(ENV) && python -m pytest test/unit
+	@$(ENV) && python -m pytest test/unit -n 2 --dist loadfile
 
 build: env
 	@$(ENV) && scripts/build.sh

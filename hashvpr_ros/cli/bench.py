@@ -53,6 +53,11 @@ class _Integers(click.ParamType):
 @click.option("--top-k", type=click.IntRange(1, 1000), default=100, show_default=True)
 @click.option("--queries", type=click.IntRange(10), default=200, show_default=True)
 @click.option(
+    "--scattered",
+    is_flag=True,
+    help="Fill the map with unrelated places instead of drives: the worst case for re-ranking.",
+)
+@click.option(
     "--node",
     is_flag=True,
     help=f"Instead, play {_NODE_IMAGES} images of {_NODE_SIZE[1]}x{_NODE_SIZE[0]} at --hz to a "
@@ -72,6 +77,7 @@ def command(
     batches: tuple[int, ...],
     top_k: int,
     queries: int,
+    scattered: bool,
     node: bool,
     hz: float,
     engine_path: Path | None,
@@ -91,7 +97,7 @@ def command(
         result["node"] = _node(engine_path, hz)
     else:
         engine = open_engine(engine_path)
-        result["search"] = _search(sizes, engine.info.feature_dim, top_k, queries)
+        result["search"] = _search(sizes, engine.info.feature_dim, top_k, queries, scattered)
         result["engine"] = _engine(engine, batches)
     if plot:
         from hashvpr_ros.evaluation import plots
@@ -106,14 +112,19 @@ def _cells(*values: dict[str, float]) -> list[str]:
 
 
 def _search(
-    sizes: tuple[int, ...], feature_dim: int, top_k: int, queries: int
+    sizes: tuple[int, ...], feature_dim: int, top_k: int, queries: int, scattered: bool
 ) -> list[dict[str, Any]]:
     from hashvpr_ros.evaluation.bench import bench_search, check_room
 
     check_room(max(sizes), feature_dim)
     with progress_bar(max(sizes), "filling the map", "place") as bar:
         rows = bench_search(
-            sizes, feature_dim=feature_dim, top_k=top_k, queries=queries, progress=bar.update
+            sizes,
+            feature_dim=feature_dim,
+            top_k=top_k,
+            queries=queries,
+            scattered=scattered,
+            progress=bar.update,
         )
     lines: list[tuple[str, ...]] = [
         ("search (ms), places", "FAISS alone", "search", "re-ranking", "both / FAISS")
@@ -172,7 +183,7 @@ def _node_map(folder: Path, engine_path: Path | None) -> Path:
     """A map of the engine's model that holds random places."""
     import numpy as np
 
-    from hashvpr_ros.evaluation.bench import fill
+    from hashvpr_ros.evaluation.bench import PlaceMaker, fill
     from hashvpr_ros.map.place_map import PlaceMap
 
     engine = open_engine(engine_path)
@@ -180,7 +191,8 @@ def _node_map(folder: Path, engine_path: Path | None) -> Path:
     with PlaceMap.open(
         path, engine.info.fingerprint, engine.info.feature_dim, session="random"
     ) as place_map:
-        fill(place_map, _NODE_PLACES, np.random.default_rng(0))
+        maker = PlaceMaker(engine.info.feature_dim, np.random.default_rng(0))
+        fill(place_map, _NODE_PLACES, maker)
     engine.close()
     return path
 

@@ -21,39 +21,76 @@ from hashvpr_ros.evaluation.metrics import median_p95
 from hashvpr_ros.map.index import raw_faiss_search
 from hashvpr_ros.map.place_map import NewPlace, PlaceMap
 from hashvpr_ros.matching.rerank import rerank
-from hashvpr_ros.types import CODE_BYTES, Descriptor
+from hashvpr_ros.types import CODE_BITS, CODE_BYTES, Descriptor
 
 _CHUNK = 5000  # places added at a time
 _WARM_UP = 20
 _FLIPPED_BITS = 60  # between a query and its place, as between two views of one place
+# Bits that change for good from one place of a drive to the next, and bits that are each view's
+# own: neighbours then differ by 47, places 5 and 10 apart by 76 and 105, as the lite model's codes
+# of keyframes do (49, 87 and 107 on the rendered course).
+_WALK_BITS, _VIEW_BITS = 8, 20
+_DRIVE_PLACES = 10_000  # then another drive begins elsewhere
 
 
-def random_descriptors(
-    count: int, feature_dim: int, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Codes uint8 [count, 64] and L2-normalised features float32 [count, D] of no real place."""
-    codes = rng.integers(0, 256, (count, CODE_BYTES), np.uint8)
+class PlaceMaker:
+    """Codes and features of places that are none.
+
+    Args:
+        scattered: codes that have nothing to do with one another; else those of drives, on which
+            neighbouring places look alike, so that candidates come in runs, as in real maps.
+    """
+
+    def __init__(
+        self, feature_dim: int, rng: np.random.Generator, scattered: bool = False
+    ) -> None:
+        self._dim, self._rng, self._scattered = feature_dim, rng, scattered
+        self._bits = np.zeros(CODE_BITS, np.uint8)
+        self._made = 0
+
+    def make(self, count: int) -> list[NewPlace]:
+        """The next places, one a second."""
+        codes, features = self._codes(count), unit_features(count, self._dim, self._rng)
+        first = self._made
+        self._made += count
+        return [
+            NewPlace("camera", (first + i) * 10**9, None, Descriptor(codes[i], features[i]))
+            for i in range(count)
+        ]
+
+    def _codes(self, count: int) -> NDArray[np.uint8]:
+        if self._scattered:
+            return self._rng.integers(0, 256, (count, CODE_BYTES), np.uint8)
+        changes = self._some_bits(count, _WALK_BITS)
+        elsewhere = (np.arange(self._made, self._made + count) % _DRIVE_PLACES) == 0
+        changes[elsewhere] = self._some_bits(int(elsewhere.sum()), CODE_BITS // 2)
+        changes[0] ^= self._bits
+        walk = np.bitwise_xor.accumulate(changes, axis=0)
+        self._bits = walk[-1]
+        return np.packbits(walk ^ self._some_bits(count, _VIEW_BITS), axis=1)
+
+    def _some_bits(self, count: int, of_each: int) -> NDArray[np.uint8]:
+        return (self._rng.random((count, CODE_BITS), np.float32) < of_each / CODE_BITS).astype(
+            np.uint8
+        )
+
+
+def unit_features(count: int, feature_dim: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Random directions, float32 [count, D]."""
     features = rng.standard_normal((count, feature_dim), np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    return codes, features
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def fill(
     place_map: PlaceMap,
     places: int,
-    rng: np.random.Generator,
+    maker: PlaceMaker,
     progress: Callable[[int], object] = lambda n: None,
 ) -> None:
-    """Add random places, one a second, until the map holds `places`."""
+    """Add places until the map holds `places`."""
     while (held := len(place_map)) < places:
         count = min(_CHUNK, places - held)
-        codes, features = random_descriptors(count, place_map.feature_dim, rng)
-        place_map.add_many(
-            [
-                NewPlace("camera", (held + i) * 10**9, None, Descriptor(codes[i], features[i]))
-                for i in range(count)
-            ]
-        )
+        place_map.add_many(maker.make(count))
         place_map.flush()
         progress(count)
 
@@ -64,12 +101,15 @@ def bench_search(
     feature_dim: int = 512,
     top_k: int = 100,
     queries: int = 200,
+    scattered: bool = False,
     progress: Callable[[int], object] = lambda n: None,
 ) -> list[dict[str, Any]]:
     """Search and re-ranking in a real map file beside a bare `faiss.IndexBinaryFlat.search`.
 
     Args:
         sizes: places in the map, ascending; a million take about 1.2 GB of the temporary folder.
+        scattered: see `PlaceMaker`; the worst case, for the features of the candidates lie
+            scattered over the file.
         progress: called with the number of places that were added.
 
     Returns:
@@ -86,9 +126,10 @@ def bench_search(
     rows = []
     with tempfile.TemporaryDirectory(prefix="hashvpr_bench") as folder:
         path = Path(folder) / "bench.vprmap"
+        maker = PlaceMaker(feature_dim, rng, scattered)
         with PlaceMap.open(path, "00" * 32, feature_dim) as place_map:
             for size in sizes:
-                fill(place_map, size, rng, progress)
+                fill(place_map, size, maker, progress)
                 row = _search_row(place_map, top_k, queries, rng)
                 row["bytes_per_place"] = {
                     "resident": place_map.index_bytes_per_place,
@@ -106,7 +147,7 @@ def _search_row(
     times: dict[str, list[float]] = {"bare": [], "search": [], "rerank": []}
     for turn in range(_WARM_UP + queries):
         code = _seen_again(codes[rng.integers(len(codes))], rng)
-        feature = random_descriptors(1, place_map.feature_dim, rng)[1][0]
+        feature = unit_features(1, place_map.feature_dim, rng)[0]
         marks = [time.perf_counter()]
         bare(code)
         marks.append(time.perf_counter())

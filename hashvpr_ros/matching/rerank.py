@@ -29,8 +29,9 @@ def rerank(
         order: indices into `ids`, best first; ties by distance, then id, so that it is determined.
         similarities: float32 [k], in the order of `ids`.
     """
-    stored = place_map.features(ids)
-    similarities = stored @ feature
+    ascending = np.argsort(ids)
+    similarities = np.empty(len(ids), np.float32)
+    similarities[ascending] = place_map.features(ids[ascending]) @ feature
     return np.lexsort((ids, distances, -similarities)), similarities
 
 

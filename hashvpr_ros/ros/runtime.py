@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 from collections.abc import Callable
@@ -229,16 +230,25 @@ class Runtime:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
-            # Small as they are, what they hold keeps the allocator from giving the engine's
-            # memory back, and each configure would take other memory.
             self._recognizer = None
-            gc.collect()
+            _return_memory()
 
         future = self.worker.call(free)
         self.worker.stop()
         if not future.cancelled() and future.exception() is not None:
             raise future.exception()  # type: ignore[misc]
         return problem
+
+
+def _return_memory() -> None:
+    """Give the system back what was freed.
+
+    Each configure has a thread of its own, and glibc keeps what each thread has freed for itself:
+    without this a node grows by the engine's 20 MB from cleanup to cleanup, up to some hundreds.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def camera_names(config: Config) -> dict[str, str]:

@@ -5,8 +5,8 @@ import time
 
 import cv2
 import pytest
-from conftest import START_NS, Camera, image_message, picture, stamp_ns_of, wait_until
 from sensor_msgs.msg import CompressedImage, Image
+from vpr_process import START_NS, Camera, image_message, picture, stamp_ns_of, wait_until
 
 from hashvpr_ros.srv import InspectMap
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import Camera, wait_until
+from vpr_process import Camera, wait_until
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.srv import SaveMap

@@ -1,15 +1,30 @@
-"""`kill -9` at any moment while the map is written: what was promised is there, and it goes on."""
+"""`kill -9` at any moment while the map is written: what was promised is there, and it goes on.
 
+The tests run in a process of their own, this file as a program, that talks by UDP alone.
+"""
+
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from conftest import image_message, new_namespace, picture, wait_until
 from sensor_msgs.msg import Image
+from vpr_process import (
+    Client,
+    image_message,
+    new_namespace,
+    picture,
+    python_path,
+    starter,
+    wait_until,
+)
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.msg import PlaceHypotheses
@@ -24,7 +39,7 @@ class Lane:
 
     def __init__(self, client, number, folder):
         self.namespace = new_namespace()
-        self.path = folder / "m.vprmap"
+        self.path = folder / f"lane{number}.vprmap"
         self.random = random.Random(number)
         self.publisher = client.publisher(Image, f"{self.namespace}/image", reliable=False)
         self.answers = []  # (sent, answered, keyframe id) in ns of the clock that all share
@@ -59,9 +74,10 @@ class Lane:
         thread = threading.Thread(target=publish)
         thread.start()
         try:
-            wait_until(
-                lambda: len(self.answers) > before or not node.is_running(), "images are mapped"
-            )
+            try:
+                wait_until(lambda: len(self.answers) > before or not node.is_running(), "it maps")
+            except AssertionError as e:
+                raise AssertionError(f"{e}; the node says:\n{node.text()}") from None
             stop_at = time.monotonic() + self.random.uniform(0.0, 1.0)
             while time.monotonic() < stop_at:
                 time.sleep(0.001)
@@ -76,7 +92,7 @@ class Lane:
         """What was reported a commit period before the last sign of life is in the map."""
         path = self.path
         if life % 2:  # left as it is: the next node finds the write-ahead log
-            path = self.path.with_name(f"copy{life}.vprmap")
+            path = self.path.with_name(f"copy{life} of {self.path.name}")
             for suffix in ("", "-wal"):
                 if (part := self.path.with_name(self.path.name + suffix)).exists():
                     shutil.copy(part, f"{path}{suffix}")
@@ -95,12 +111,9 @@ class Lane:
         assert not lost or min(lost) > max(reported & held, default=0)
 
 
-def test_a_map_survives_kill_9(start, client, tmp_path):
-    lanes = []
-    for number in range(LANES):
-        folder = tmp_path / f"lane{number}"
-        folder.mkdir()
-        lanes.append(Lane(client, number, folder))
+def a_map_survives(start, client, folder):
+    """Several maps at a time, for most of it is waiting."""
+    lanes = [Lane(client, number, folder) for number in range(LANES)]
 
     def run(lane):
         for life in range(LIVES):
@@ -118,13 +131,40 @@ def test_a_map_survives_kill_9(start, client, tmp_path):
             assert len(place_map.info().sessions) > 1
 
 
-@pytest.mark.parametrize("moment_s", [0.1, 0.4, 0.55, 0.7])
-def test_killed_at_its_start_the_next_one_starts(start, tmp_path, moment_s):
-    path = tmp_path / "m.vprmap"
-    node = start(map__path=str(path), autostart=True)
-    time.sleep(moment_s)  # no event is awaited: any moment will do
-    node.stop(signal.SIGKILL)
-    node = start(map__path=str(path), autostart=True)
-    wait_until(lambda: node.logged("active: waiting"), "it starts")
-    assert node.stop() == 0
-    assert PlaceMap.read_info(path).keyframes == 0
+def killed_at_its_start_the_next_one_starts(start, client, folder):
+    """Also where it dies while it makes the map."""
+    for moment_s in (0.1, 0.4, 0.55, 0.7):
+        path = folder / f"{moment_s}.vprmap"
+        node = start(map__path=str(path), autostart=True)
+        time.sleep(moment_s)  # no event is awaited: any moment will do
+        node.stop(signal.SIGKILL)
+        node = start(map__path=str(path), autostart=True)
+        wait_until(lambda node=node: node.logged("active: waiting"), "it starts")
+        assert node.stop() == 0
+        assert PlaceMap.read_info(path).keyframes == 0
+
+
+CASES = {case.__name__: case for case in (a_map_survives, killed_at_its_start_the_next_one_starts)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kill_9(case, tmp_path):
+    profile = Path(__file__).with_name("udp_only.xml")
+    done = subprocess.run(
+        [sys.executable, __file__, case, tmp_path],
+        env={**os.environ, "VPR_TEST_DDS_PROFILE": str(profile), "PYTHONPATH": python_path()},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def main():
+    case, folder = sys.argv[1], Path(sys.argv[2])
+    client = Client()
+    for start in starter(client, folder):
+        CASES[case](start, client, folder)
+    client.close()
+
+
+if __name__ == "__main__":
+    main()

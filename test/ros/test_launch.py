@@ -7,12 +7,12 @@ import signal
 import subprocess
 
 import pytest
-from conftest import PATIENCE_S, TRANSITIONS, new_namespace, wait_until
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
 from sensor_msgs.msg import Image
+from vpr_process import PATIENCE_S, TRANSITIONS, new_namespace, wait_until
 
 MISSING = [n for n in ("launch", "launch_ros", "ros2launch") if not importlib.util.find_spec(n)]
 pytestmark = [

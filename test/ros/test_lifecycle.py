@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import TRANSITIONS, Camera, wait_until
+from vpr_process import TRANSITIONS, Camera, wait_until
 
 from hashvpr_ros.engine.factory import default_model_path
 

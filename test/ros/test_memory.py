@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import Camera
+from vpr_process import Camera
 
 EVERYTHING = {"keyframes__min_period_s": 0.0, "keyframes__min_novelty_bits": 0}
 GROWTH_MIB = 8.0

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from conftest import START_NS, Camera, image_message, picture, wait_until
+from vpr_process import START_NS, Camera, image_message, picture, wait_until
 
 EVERYTHING = {
     "keyframes__min_period_s": 0.0,

@@ -5,10 +5,10 @@ import sys
 import time
 
 import pytest
-from conftest import Camera, wait_until
 from rcl_interfaces.msg import ParameterType
 from rcl_interfaces.srv import ListParameters, SetParametersAtomically
 from rclpy.parameter import Parameter
+from vpr_process import Camera, wait_until
 
 from hashvpr_ros.config import CONFIGURE, LIVE, START, settings
 

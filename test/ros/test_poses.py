@@ -4,8 +4,8 @@ import itertools
 import math
 
 import pytest
-from conftest import START_NS, Camera, wait_until
 from nav_msgs.msg import Odometry
+from vpr_process import START_NS, Camera, wait_until
 
 from hashvpr_ros.srv import InspectMap
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import PATIENCE_S, START_NS, Camera, image_message, picture, wait_until
 from sensor_msgs.msg import CompressedImage, Image
+from vpr_process import PATIENCE_S, START_NS, Camera, image_message, latched, picture, wait_until
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.msg import MapStatus
@@ -218,12 +218,6 @@ def test_map_status_is_latched(node):
     assert status.model_fingerprint and status.keyframes >= 5
     node.camera.show(77, 3000.0)
     wait_until(lambda: heard[-1].keyframes > status.keyframes, "a new status after a keyframe")
-
-
-def latched():
-    from rclpy.qos import DurabilityPolicy, QoSProfile
-
-    return QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def test_services_and_transitions_answer_while_the_engine_works(node):

@@ -1,8 +1,8 @@
 """A topic on which nothing comes: the log and the diagnostics say why, and when it is over."""
 
 import pytest
-from conftest import Camera, image_message, new_namespace, picture, wait_until
 from sensor_msgs.msg import CompressedImage, Image
+from vpr_process import Camera, image_message, new_namespace, picture, wait_until
 
 EVERYTHING = {"keyframes__min_period_s": 0.0, "keyframes__min_novelty_bits": 0}
 OK, WARN = 0, 1

@@ -6,7 +6,9 @@ import random
 import shutil
 import sqlite3
 import struct
+import tempfile
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,25 +274,28 @@ def test_an_id_that_is_used_up(path):
 # Permissions
 
 
-def test_what_another_user_may_not_read_or_write(path):
+@pytest.fixture
+def open_folder():
+    """A folder that other users may read; each start of pytest closes those of `tmp_path`."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name).resolve()
+
+
+def test_what_another_user_may_not_read_or_write(path, open_folder):
     if os.geteuid() != 0:
         pytest.skip("needs root, to become another user")
-    top = path.parent
-    while top != top.parent:  # pytest's folders are for their owner alone
-        with contextlib.suppress(PermissionError):
-            top.chmod(top.stat().st_mode | 0o555)
-        top = top.parent
-    (path.parent / "closed").mkdir(mode=0o700)
-    shutil.copy(path, path.parent / "closed" / "map")
-    shutil.copy(path, path.parent / "secret")
-    (path.parent / "secret").chmod(0o600)
-    (path.parent / "fixed").mkdir()
-    shutil.copy(path, path.parent / "fixed" / "map")
-    (path.parent / "fixed" / "map").chmod(0o444)
-    (path.parent / "folder").mkdir()
-    shutil.copy(path, path.parent / "folder" / "map")
-    (path.parent / "folder" / "map").chmod(0o666)
-    before = folder_state(path.parent)
+    (open_folder / "closed").mkdir(mode=0o700)
+    shutil.copy(path, open_folder / "closed" / "map")
+    shutil.copy(path, open_folder / "secret")
+    (open_folder / "secret").chmod(0o600)
+    (open_folder / "fixed").mkdir()
+    shutil.copy(path, open_folder / "fixed" / "map")
+    (open_folder / "fixed" / "map").chmod(0o444)
+    (open_folder / "folder").mkdir()
+    shutil.copy(path, open_folder / "folder" / "map")
+    (open_folder / "folder" / "map").chmod(0o666)
+    before = folder_state(open_folder)
     out = run(
         AS_NOBODY
         + """
@@ -309,7 +314,7 @@ for name in ("closed/copy", "folder/copy"):
     except MapError as e:
         say(name, str(e).split(": ", 1)[1])
 """,
-        path.parent,
+        open_folder,
     )
     said = dict.fromkeys(out.splitlines())
     for name in ("closed/map", "closed/new", "secret"):
@@ -324,7 +329,7 @@ for name in ("closed/copy", "folder/copy"):
     assert any(s.startswith("folder/new True MapNotFoundError") for s in said)
     assert any(s.startswith("closed/copy") for s in said)
     assert any(s.startswith("folder/copy") for s in said)
-    assert folder_state(path.parent) == before
+    assert folder_state(open_folder) == before
 
 
 # Several openings
