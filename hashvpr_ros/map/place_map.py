@@ -267,8 +267,11 @@ class PlaceMap:
         asked = np.asarray(ids, np.int64)
         if not (asked[1:] > asked[:-1]).all():
             # Each once and ascending, as the file gives them: no dictionary is needed to order.
-            unique, order = np.unique(asked, return_inverse=True)
-            return self.features(unique)[order]
+            ascending = np.argsort(asked)
+            first = np.diff(asked[ascending], prepend=asked.min() - 1) > 0  # of its like
+            place = np.empty(len(asked), np.intp)
+            place[ascending] = np.cumsum(first) - 1
+            return self.features(asked[ascending][first])[place]
         wanted = asked.tolist()
         with self._lock:
             self._check_open()
