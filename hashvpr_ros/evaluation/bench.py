@@ -223,9 +223,7 @@ def bench_engine(
         until = 0.0
         while time.perf_counter() < until or len(times["engine"]) < _WARM_UP:
             for name, call in calls:
-                started = time.perf_counter()
-                call(images)
-                times[name].append(1e3 * (time.perf_counter() - started))
+                times[name].append(_timed(partial(call, images)))
             if not until and len(times["engine"]) >= 3:
                 times = {"engine": [], "bare": []}
                 until = time.perf_counter() + seconds
