@@ -7,7 +7,7 @@ SHELL := /bin/bash
 ENV := . .venv/env.sh
 BUILT := $(ENV) && . install/setup.bash
 
-.PHONY: demo test env build lint unit nodes clean
+.PHONY: demo test env env-train build lint unit nodes clean
 
 demo: build
 	@$(BUILT) && python -m hashvpr_ros.cli.main demo $(if $(DATA),--data "$(DATA)") $(DEMO_ARGS)
@@ -18,10 +18,14 @@ env:
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.10 to 3.12; none was found" >&2; exit 2; }
 	@$(PYTHON) scripts/setup_env.py
 
-lint: env
+# torch is for training, export and their tests: a demo does without.
+env-train: env
+	@$(PYTHON) scripts/setup_env.py train
+
+lint: env-train
 	@$(ENV) && ruff check . && ruff format --check . && mypy hashvpr_ros scripts/setup_env.py && lint-imports
 
-unit: env
+unit: env-train
 	@$(ENV) && python -m pytest test/unit -n 2 --dist loadfile
 
 build: env

