@@ -106,7 +106,9 @@ def main() -> None:
         STAMP.write_text(mark)
     if "train" in sys.argv[1:] and not TRAIN_STAMP.exists():
         print("setup: adding torch and what else training and export need")
-        install("-r", str(ROOT / "requirements" / "train.txt"))
+        # The wheels' build tools must stay at the versions that they need.
+        bounds = [] if distro else ["-c", str(ROOT / "requirements" / "ros-jazzy-wheels.txt")]
+        install("-r", str(ROOT / "requirements" / "train.txt"), *bounds)
         TRAIN_STAMP.write_text(mark)
 
 

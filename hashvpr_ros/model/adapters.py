@@ -22,7 +22,7 @@ class ConvNormRelu(nn.Module):
 
 
 class MultiConv(nn.Module):
-    """Three convolutional branches of different reach over a map [N, width, h, w], concatenated.
+    """What adapters have in common: convolutional branches of different reach over one map.
 
     1x1; 1x1 then 3x3; 1x1 then 5x5, of which a half, a quarter and a quarter of the channels come.
     """
@@ -34,7 +34,8 @@ class MultiConv(nn.Module):
         self.branch2 = nn.Sequential(ConvNormRelu(width, thin, 1), ConvNormRelu(thin, quarter, 3))
         self.branch3 = nn.Sequential(ConvNormRelu(width, thin, 1), ConvNormRelu(thin, quarter, 5))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor) -> Tensor:
+        """A map [N, width, h, w] to the branches' outputs side by side, of the same shape."""
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x)], 1)
 
 
@@ -59,7 +60,7 @@ class TokenAdapter(MultiConv):
         """Tokens [N, prefix + h * w, D] and their grid (h, w); returns the same shape."""
         down = functional.relu(self.D_fc1(x))
         patches = down[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
-        convolved = super().forward(patches).flatten(2).transpose(1, 2)
+        convolved = self.convolve(patches).flatten(2).transpose(1, 2)
         # The prefix is added to itself: so in the authors' network, whose weights expect it.
         mixed = torch.cat([down[:, : self.prefix], convolved], 1)
         return self.D_fc2(mixed + down)

@@ -3,7 +3,6 @@
 import pickle
 
 import pytest
-
 import torch
 
 from hashvpr_ros.errors import CheckpointError
