@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hashvpr_ros.errors import ConfigError
 
@@ -20,7 +20,7 @@ from hashvpr_ros.errors import ConfigError
 LIVE, CONFIGURE, START = "live", "configure", "start"
 
 
-def _setting(
+def setting(
     default: Any,
     doc: str,
     *,
@@ -47,35 +47,59 @@ def _setting(
 class EngineConfig:
     """Which network runs, and on what."""
 
-    path: str = _setting(
+    path: str = setting(
         "", "Model file: .onnx, or .engine/.plan. Empty: the lite model of the package."
     )
-    providers: list[str] = _setting(
+    providers: list[str] = setting(
         [],
         "ONNX Runtime execution providers in order of preference; those not installed are passed "
         "over. Empty: CUDA where it is installed, else the CPU.",
     )
-    threads: int = _setting(0, "CPU threads of the runtime. 0: one per core.", low=0, high=256)
+    threads: int = setting(0, "CPU threads of the runtime. 0: one per core.", low=0, high=256)
+    tensorrt: str = setting(
+        "auto",
+        "Whether an .onnx is built for the GPU by TensorRT, which takes minutes the first time. "
+        "auto: where tensorrt, pycuda and a GPU are there and `providers` is empty, else ONNX "
+        "Runtime; require: an error where it cannot; off: never.",
+        choices=("auto", "off", "require"),
+    )
+    precision: str = setting(
+        "fp16",
+        "Precision of an engine built by TensorRT (11 and later take it from the file).",
+        choices=("fp16", "fp32"),
+    )
+    workspace_mb: int = setting(
+        1024,
+        "GPU memory that a layer's kernels may use for scratch while and after TensorRT builds.",
+        unit="MB",
+        low=1,
+        high=65536,
+    )
+    cache_dir: str = setting(
+        "",
+        "Folder of the engines that TensorRT built. Empty: ~/.cache/hashvpr_ros/engines, in "
+        "XDG_CACHE_HOME where that is set.",
+    )
 
 
 @dataclass(frozen=True)
 class MapConfig:
     """Where places are kept."""
 
-    path: str = _setting(
+    path: str = setting(
         "~/.ros/hashvpr.vprmap",
         "File of the map, made when it does not exist (not in mode localization). Empty: kept in "
         "memory and lost at the end.",
     )
-    session: str = _setting("", "Name of the session that is recorded. Empty: a new UUID.")
-    commit_period_s: float = _setting(
+    session: str = setting("", "Name of the session that is recorded. Empty: a new UUID.")
+    commit_period_s: float = setting(
         1.0,
         "Longest time that a keyframe may wait to be written; a crash loses no more.",
         unit="s",
         low=0.0,
         high=60.0,
     )
-    thumbnail_px: int = _setting(
+    thumbnail_px: int = setting(
         160,
         "Longer side of the JPEG kept with each keyframe. 0: none is kept.",
         unit="px",
@@ -88,17 +112,17 @@ class MapConfig:
 class MatchingConfig:
     """How candidates are found, ordered and accepted."""
 
-    top_k: int = _setting(
+    top_k: int = setting(
         100,
         "Candidates taken by Hamming distance and re-ranked by the float features.",
         low=1,
         high=1000,
         change=LIVE,
     )
-    max_hypotheses: int = _setting(
+    max_hypotheses: int = setting(
         5, "Hypotheses published per image.", low=1, high=100, change=LIVE
     )
-    exclude_recent_s: float = _setting(
+    exclude_recent_s: float = setting(
         30.0,
         "Keyframes of the same session younger than this are not candidates (mode slam).",
         unit="s",
@@ -106,21 +130,21 @@ class MatchingConfig:
         high=86400.0,
         change=LIVE,
     )
-    target_precision: float = _setting(
+    target_precision: float = setting(
         0.99,
         "A match is accepted as a loop closure when it is right with at least this probability.",
         low=0.5,
         high=1.0,
         change=LIVE,
     )
-    sequence_length: int = _setting(
+    sequence_length: int = setting(
         15,
         "Preceding views of the same camera that are asked whether they lead to the match.",
         low=1,
         high=100,
         change=CONFIGURE,
     )
-    min_sequence_support: float = _setting(
+    min_sequence_support: float = setting(
         0.8,
         "Share of the preceding views that must lead to a match before it is accepted. 0: one "
         "image is enough.",
@@ -134,7 +158,7 @@ class MatchingConfig:
 class KeyframeConfig:
     """Which images become keyframes."""
 
-    min_distance_m: float = _setting(
+    min_distance_m: float = setting(
         0.5,
         "With poses: a new keyframe after this distance, or after `min_angle_rad`.",
         unit="m",
@@ -142,7 +166,7 @@ class KeyframeConfig:
         high=1000.0,
         change=LIVE,
     )
-    min_angle_rad: float = _setting(
+    min_angle_rad: float = setting(
         0.35,
         "With poses: a new keyframe after this turn, or after `min_distance_m`.",
         unit="rad",
@@ -150,7 +174,7 @@ class KeyframeConfig:
         high=math.pi,
         change=LIVE,
     )
-    min_period_s: float = _setting(
+    min_period_s: float = setting(
         0.5,
         "Without poses: no keyframe sooner than this after the last.",
         unit="s",
@@ -158,7 +182,7 @@ class KeyframeConfig:
         high=3600.0,
         change=LIVE,
     )
-    min_novelty_bits: int = _setting(
+    min_novelty_bits: int = setting(
         40,
         "Without poses: a new keyframe when the code differs by this much from the last one's.",
         unit="bits",
@@ -166,7 +190,7 @@ class KeyframeConfig:
         high=512,
         change=LIVE,
     )
-    max_period_s: float = _setting(
+    max_period_s: float = setting(
         10.0,
         "Without poses: a new keyframe after this time in any case. 0: never for that reason.",
         unit="s",
@@ -180,16 +204,16 @@ class KeyframeConfig:
 class InputConfig:
     """Where images come from."""
 
-    image_topics: list[str] = _setting(["image"], "Image topics, one per camera.")
-    camera_names: list[str] = _setting(
+    image_topics: list[str] = setting(["image"], "Image topics, one per camera.")
+    camera_names: list[str] = setting(
         [],
         "Names of the cameras, in the order of the topics. Empty: the topics' names.",
     )
-    compressed: bool = _setting(
+    compressed: bool = setting(
         False,
         "Subscribe to sensor_msgs/CompressedImage on <topic>/compressed instead of Image.",
     )
-    stale_after_s: float = _setting(
+    stale_after_s: float = setting(
         5.0,
         "Diagnostics warn when no image has come for this long.",
         unit="s",
@@ -203,15 +227,15 @@ class InputConfig:
 class PoseConfig:
     """Where the poses of keyframes come from."""
 
-    source: str = _setting(
+    source: str = setting(
         "none",
         "Where poses come from: none, odometry (a topic) or tf (needs tf2_ros).",
         choices=("none", "odometry", "tf"),
     )
-    odometry_topic: str = _setting("odom", "nav_msgs/Odometry topic, for source odometry.")
-    fixed_frame: str = _setting("odom", "Frame in which tf gives poses, for source tf.")
-    base_frame: str = _setting("base_link", "Frame whose pose tf gives, for source tf.")
-    max_age_s: float = _setting(
+    odometry_topic: str = setting("odom", "nav_msgs/Odometry topic, for source odometry.")
+    fixed_frame: str = setting("odom", "Frame in which tf gives poses, for source tf.")
+    base_frame: str = setting("base_link", "Frame whose pose tf gives, for source tf.")
+    max_age_s: float = setting(
         0.2,
         "An image has a pose only when one was stamped within this time of it.",
         unit="s",
@@ -225,12 +249,12 @@ class PoseConfig:
 class PublishConfig:
     """What is published besides hypotheses and loop closures."""
 
-    descriptors: bool = _setting(
+    descriptors: bool = setting(
         False,
         "Publish the code and feature of every image on ~/descriptors.",
         change=LIVE,
     )
-    diagnostics_period_s: float = _setting(
+    diagnostics_period_s: float = setting(
         1.0,
         "Period of /diagnostics.",
         unit="s",
@@ -243,12 +267,12 @@ class PublishConfig:
 class Config:
     """All settings."""
 
-    mode: str = _setting(
+    mode: str = setting(
         "slam",
         "mapping: add keyframes; localization: query only; slam: query, then add.",
         choices=("mapping", "localization", "slam"),
     )
-    autostart: bool = _setting(
+    autostart: bool = setting(
         False,
         "Configure and activate at start-up, for those without a lifecycle manager.",
         change=START,
@@ -276,9 +300,9 @@ class Setting:
     change: str  # LIVE, CONFIGURE or START
 
 
-def settings() -> Iterator[Setting]:
-    """All parameters, in the order of the dataclasses."""
-    yield from _settings_of(Config(), "")
+def settings(config: Any = None) -> Iterator[Setting]:
+    """All parameters, in the order of the dataclasses; of the node where no config is given."""
+    yield from _settings_of(Config() if config is None else config, "")
 
 
 def _settings_of(group: Any, prefix: str) -> Iterator[Setting]:
@@ -319,7 +343,19 @@ def from_flat(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown name, or a value of the wrong type or out of range.
     """
-    known = {s.name: s for s in settings()}
+    return with_values(Config(), values)
+
+
+_Group = TypeVar("_Group")
+
+
+def with_values(config: _Group, values: Mapping[str, Any]) -> _Group:
+    """A dataclass of settings and groups of them with other values, by dotted names.
+
+    Raises:
+        ConfigError: an unknown name, or a value of the wrong type or out of range.
+    """
+    known = {s.name: s for s in settings(config)}
     groups: dict[str, dict[str, Any]] = {}
     top: dict[str, Any] = {}
     for name, value in values.items():
@@ -334,9 +370,7 @@ def from_flat(values: Mapping[str, Any]) -> Config:
             value = list(value)
         group, _, leaf = name.rpartition(".")
         (groups.setdefault(group, {}) if group else top)[leaf] = value
-    config = Config(**top)
     for group, leaves in groups.items():
-        config = dataclasses.replace(
-            config, **{group: dataclasses.replace(getattr(config, group), **leaves)}
-        )
-    return config
+        top[group] = dataclasses.replace(getattr(config, group), **leaves)
+    changed: _Group = dataclasses.replace(config, **top)  # type: ignore[type-var]
+    return changed

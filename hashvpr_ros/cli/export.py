@@ -1,4 +1,4 @@
-"""`hashvpr export`: engine files from weights."""
+"""`hashvpr export`: an engine file from a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,49 +6,129 @@ from pathlib import Path
 
 import click
 
+from hashvpr_ros.cli.common import json_option, progress_bar, write_json
+from hashvpr_ros.cli.train import MISSING
 from hashvpr_ros.errors import ConfigError
 
-VALIDATION_PLACES = 150  # the last places of SPED are for validation: never trained on
+_MOST_IMAGES = 128  # of a calibration folder, spread over it
 
 
-@click.group(name="export")
-def command() -> None:
-    """Write engine files from weights (needs `pip install 'hashvpr_ros[train]'`)."""
+class _Size(click.ParamType):
+    """One side for a square, or HEIGHTxWIDTH."""
+
+    name = "N|HxW"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            sides = [int(v) for v in str(value).lower().split("x")]
+        except ValueError:
+            sides = []
+        if len(sides) not in (1, 2) or not all(1 <= v <= 4096 for v in sides):
+            self.fail(f"{value!r} is no size in pixels like 322 or 240x320 (height x width)")
+        return sides[0], sides[-1]
 
 
-@command.command()
+@click.command(name="export")
+@click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="SPED in the layout of VPR-Bench (query/, ref/); all but its last 150 places are used.",
+    "--size",
+    type=_Size(),
+    default=None,
+    help="Of the images: one side of a square, or height x width as 240x320; multiples of 14 for "
+    "DINOv2. Default: what the checkpoint says, else 322.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .onnx to write.")
-def lite(images: Path, out: Path) -> None:
-    """Rebuild the lite model of the package from its sources.
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="fp16 for GPUs, int8 for CPUs (needs --calibration).",
+)
+@click.option(
+    "--batch",
+    default="dynamic",
+    show_default=True,
+    help="Images at a time: a number, or dynamic.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Folder of images from where the robot drives: to calibrate int8, and to check by.",
+)
+@click.option("--name", default=None, help="Of the model, in the file.")
+@click.option("--license", "license_", default=None, help="Of the weights, in the file.")
+@click.option("--model-version", default=None, help="Of the model, in the file.")
+@json_option
+def command(
+    checkpoint: Path,
+    out: Path,
+    size: tuple[int, int] | None,
+    precision: str,
+    batch: str,
+    calibration: Path | None,
+    name: str | None,
+    license_: str | None,
+    model_version: str | None,
+    json_path: Path | None,
+) -> None:
+    """Write OUT (.onnx) from CHECKPOINT (.pth), and check it against PyTorch.
 
-    hashvpr export lite --images ../shared/data/sped --out resource/hashvpr_lite.onnx
+    An export that differs too much leaves no file.
     """
+    if batch != "dynamic" and not batch.isdigit():
+        raise ConfigError(f"--batch must be a number or dynamic, not {batch!r}")
     try:
-        import onnx  # noqa: F401  (asked for here, so that it is not missed after the learning)
-
-        from hashvpr_ros.export import lite as lite_model
-        from hashvpr_ros.model import efficientnet_lite
+        from hashvpr_ros.export.onnx import Metadata, export_onnx
+        from hashvpr_ros.model.checkpoints import open_checkpoint
     except ImportError as e:
-        raise ConfigError(
-            f"{e.name} is not installed; pip install 'hashvpr_ros[train]' brings it"
-        ) from e
-    from tqdm import tqdm
-
-    places = len(sorted((images / "query").glob("*.jpg"))) - VALIDATION_PLACES
-    pairs = lite_model.training_pairs(images, max(places, 2))
-    state = efficientnet_lite.load_weights()
-    with tqdm(
-        total=lite_model.IMAGES_A_PAIR * len(pairs), desc="describing", unit="image", disable=None
-    ) as bar:
-        network, curve = lite_model.learn(state, pairs, bar.update)
-    mark = lite_model.write_onnx(network, curve, out)
-    click.echo(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB, fingerprint {mark[:12]}, "
-        f"probability curve {curve[0]} {curve[1]}, from {len(pairs)} places"
+        raise ConfigError(f"{e.name} {MISSING}") from e
+    opened = open_checkpoint(checkpoint)
+    size = size or opened.size
+    opened.network.check_size(*size)
+    images = _images(calibration, size) if calibration else []
+    report = export_onnx(
+        opened.network,
+        out,
+        size,
+        Metadata(
+            name or opened.network.name,
+            model_version or opened.info.version,
+            license_ or opened.info.license or "not stated",
+            opened.info.probability_curve,
+        ),
+        precision=precision,
+        batch=0 if batch == "dynamic" else int(batch),
+        images=images,
     )
+    click.echo(
+        f"{out}: {report.megabytes:.1f} MB, {precision}, {size[0]}x{size[1]}, fingerprint "
+        f"{report.fingerprint[:12]}"
+    )
+    click.echo(
+        f"against PyTorch, {report.images} images: cosine {report.cosine:.6f}, "
+        f"{100 * report.bits_equal:.2f} % of bits equal, largest difference "
+        f"{report.largest_error:.2g}"
+    )
+    write_json(json_path, {**vars(report), "path": str(report.path)})
+
+
+def _images(folder: Path, size: tuple[int, int]) -> list:
+    import numpy as np
+
+    from hashvpr_ros.datasets.folder import image_paths, read_image
+    from hashvpr_ros.engine.preprocess import resize
+
+    paths = image_paths(folder)
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _MOST_IMAGES)).astype(int))
+    images = []
+    with progress_bar(len(chosen), "reading") as bar:
+        for i in np.random.default_rng(0).permutation(chosen):
+            images.append(resize(read_image(paths[i]), *size))
+            bar.update(1)
+    return images

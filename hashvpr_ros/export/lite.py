@@ -29,8 +29,8 @@ from torch.nn import functional
 
 from hashvpr_ros.engine.preprocess import resize
 from hashvpr_ros.errors import DatasetError, EngineError
-from hashvpr_ros.export.augment import random_camera
 from hashvpr_ros.model.efficientnet_lite import EfficientNetLite0
+from hashvpr_ros.training.camera import random_camera
 from hashvpr_ros.types import CODE_BITS
 
 HEIGHT, WIDTH = 192, 256

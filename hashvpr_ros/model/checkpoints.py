@@ -7,10 +7,11 @@ can run nothing; what a file holds must then fit the network key by key, shape b
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from hashvpr_ros.errors import CheckpointError, ConfigError
 from hashvpr_ros.model.dinov2 import SIZES
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
 
-FORMAT = "hashvpr_ros checkpoint"
-VERSION = 1
+VERSION = 1  # of what our checkpoints say beside the weights
 # Our names -> the published ones; the first that fits.
 _PUBLISHED = (
     ("float_branch.side.adapters.", "backbone.adapters."),
@@ -177,8 +177,14 @@ def infer_config(path: str | Path, state: Mapping[str, Tensor]) -> NetworkConfig
         raise CheckpointError(f"{path}: not a checkpoint of SelaVPR++: {e}") from e
 
 
-def load_into(network: nn.Module, path: str | Path, state: Mapping[str, Tensor]) -> None:
+def load_into(
+    network: nn.Module, path: str | Path, state: Mapping[str, Tensor], *, assign: bool = False
+) -> None:
     """Load weights under their published names strictly.
+
+    Args:
+        assign: make the tensors of the state the network's; else copy them into those it has,
+            which an optimizer may know.
 
     Raises:
         CheckpointError: something is missing, unexpected or misshapen.
@@ -186,23 +192,75 @@ def load_into(network: nn.Module, path: str | Path, state: Mapping[str, Tensor])
     names = {published_name(k): k for k in network.state_dict()}
     own = network.state_dict()
     check_fit(path, {theirs: own[ours] for theirs, ours in names.items()}, state)
-    network.load_state_dict({names[k]: v for k, v in state.items()}, strict=True, assign=True)
+    network.load_state_dict({names[k]: v for k, v in state.items()}, strict=True, assign=assign)
 
 
-def load_network(path: str | Path) -> SelaVpr:
-    """The network of a checkpoint, in evaluation, on the CPU.
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What our checkpoints say beside the weights."""
+
+    size: tuple[int, int] | None = None  # height and width of the images it was trained with
+    license: str = ""
+    version: str = "1"
+    # P(match is right) over the distinctness, see engine.base.EngineInfo.
+    probability_curve: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network with what its file says of it."""
+
+    network: Any  # SelaVpr or LiteNetwork, in evaluation, on the CPU
+    info: CheckpointInfo
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels to describe images at."""
+        return self.info.size or self.network.default_size  # type: ignore[no-any-return]
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The network of a checkpoint, ours or published, in evaluation, on the CPU.
 
     Raises:
-        CheckpointError: see `read_state`, `infer_config` and `load_into`.
+        CheckpointError: see `read_state`, `infer_config` and `load_into`; or what it says of
+            itself is malformed.
     """
-    state = read_state(path)
-    config = infer_config(path, state)
+    content = read_checkpoint(path)
+    state = read_state(path, content)
+    info = _read_info(path, content.get("hashvpr"))
     with torch.device("meta"):  # nothing is initialised only to be overwritten
-        network = SelaVpr(config)
-    load_into(network, path, state)
-    for parameter in network.backbone.parameters():
-        parameter.requires_grad_(False)
-    return network.eval()
+        network = SelaVpr(infer_config(path, state))
+    load_into(network, path, state, assign=True)
+    network.requires_grad_(False)
+    return Checkpoint(network.eval(), info)
+
+
+def _read_info(path: str | Path, stored: object) -> CheckpointInfo:
+    if stored is None:
+        return CheckpointInfo()
+    try:
+        if not isinstance(stored, dict):
+            raise TypeError(f"a {type(stored).__name__}")
+        if stored["format"] != VERSION:
+            raise ValueError(f"format {stored['format']!r}, this version reads {VERSION}")
+        size, curve = stored["size"], stored["probability_curve"]
+        if size is not None:
+            height, width = (int(v) for v in size)
+            if not (0 < height <= 4096 and 0 < width <= 4096):
+                raise ValueError(f"size {height} x {width}")
+            size = (height, width)
+        if curve is not None:
+            slope, intercept = (float(v) for v in curve)
+            if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
+                raise ValueError(f"probability curve {slope} {intercept}")
+            curve = (slope, intercept)
+        return CheckpointInfo(size, str(stored["license"]), str(stored["version"]), curve)
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(
+            f"{path}: what it says of itself is malformed ({e}); train it again, or use the "
+            "version of hashvpr_ros that wrote it"
+        ) from e
 
 
 def load_backbone(network: SelaVpr, path: str | Path) -> None:
@@ -222,22 +280,27 @@ def published_state(network: nn.Module) -> dict[str, Tensor]:
     return {published_name(k): v.detach().cpu() for k, v in network.state_dict().items()}
 
 
-def save_network(path: str | Path, network: SelaVpr, extra: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically, in the published form and with what else is given.
+def save_network(
+    path: str | Path,
+    network: Any,
+    info: CheckpointInfo,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint atomically, its weights under their published names.
 
     Args:
-        extra: plain values and tensors alone, so that it loads with `weights_only`.
+        training: the state of an unfinished run: plain values and tensors, so that the file loads
+            with `weights_only`.
 
     Raises:
         CheckpointError: it cannot be written.
     """
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": asdict(network.config),
+    content: dict[str, Any] = {
+        "hashvpr": {"format": VERSION, **asdict(info)},
         "model_state_dict": {f"module.{k}": v for k, v in published_state(network).items()},
-        **extra,
     }
+    if training is not None:
+        content["training"] = dict(training)
     write_atomically(Path(path), content)
 
 

@@ -154,7 +154,7 @@ class DinoV2(nn.Module):
         Args:
             images: float32 [N, 3, 14 h, 14 w], normalised by ImageNet's mean and deviation.
         """
-        rows, columns = images.shape[2] // PATCH, images.shape[3] // PATCH
+        rows, columns = grid_of(images)
         x = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
         x = x + self.position_embeddings(rows, columns)
@@ -188,12 +188,13 @@ class DinoV2(nn.Module):
         return self.norm(x)
 
 
-def grid_of(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of patches of an image, in pixels.
+def grid_of(images: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches of images [N, 3, H, W].
 
     Raises:
-        ConfigError: a side is no multiple of 14.
+        ConfigError: H or W is no multiple of 14.
     """
+    height, width = int(images.shape[2]), int(images.shape[3])
     if any(side < PATCH or side % PATCH for side in (height, width)):
         raise ConfigError(
             f"DINOv2 takes images whose height and width are multiples of {PATCH} pixels, not "

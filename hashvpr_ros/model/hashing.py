@@ -40,5 +40,6 @@ class PackBits(nn.Module):
         )
 
     def forward(self, logits: Tensor) -> Tensor:
-        bits = (logits >= 0).float().reshape(-1, logits.shape[1] // 8, 8)
-        return (bits @ self.bit_values).reshape(-1, logits.shape[1] // 8).to(torch.uint8)
+        count = int(logits.shape[1]) // 8
+        bits = (logits >= 0).float().reshape(-1, count, 8)
+        return (bits @ self.bit_values).reshape(-1, count).to(torch.uint8)

@@ -7,7 +7,7 @@ Recognition", IEEE TPAMI 48(3), 2026 (arXiv 2502.16601), section III.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.model.adapters import SideNetwork
-from hashvpr_ros.model.dinov2 import SIZES, DinoV2, grid_of
+from hashvpr_ros.model.dinov2 import PATCH, SIZES, DinoV2, grid_of
 from hashvpr_ros.model.pooling import AGGREGATIONS, GeM
 from hashvpr_ros.types import CODE_BITS
 
@@ -114,26 +114,57 @@ class SelaVpr(nn.Module):
     # ImageNet's, of pixels from 0 to 1.
     pixel_mean = (0.485, 0.456, 0.406)
     pixel_std = (0.229, 0.224, 0.225)
+    default_size = (322, 322)  # height and width in pixels, of the published evaluation
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = DinoV2(config.backbone, config.registers)
         self.backbone.requires_grad_(False)
-        size = self.backbone.size
-        shape = (size.width, size.depth - size.first_adapted, self.backbone.prefix_tokens)
         self.float_branch: Branch | None = None
         self.hash_branch: Branch | None = None
-        if config.float_branch:
-            dim = config.float_dim or FLOAT_DIMS[config.backbone]
-            head: nn.Module = (
-                GemHead(size.width, dim)
-                if config.aggregation == "gem"
-                else AGGREGATIONS[config.aggregation](size.width)
+        for branch in ("float", "hash"):
+            if getattr(config, f"{branch}_branch"):
+                self.add_branch(branch)
+
+    def add_branch(self, branch: str) -> None:
+        """A new float or hash branch in the place of what was there."""
+        if branch == "float":
+            self.config = replace(self.config, float_branch=True)
+        else:
+            self.config = replace(self.config, hash_branch=True)
+        config, size = self.config, self.backbone.size
+        dim = config.float_dim or FLOAT_DIMS[config.backbone]
+        head: nn.Module
+        if branch == "hash":
+            head = GemHead(size.width, CODE_BITS)
+        elif config.aggregation == "gem":
+            head = GemHead(size.width, dim)
+        else:
+            head = AGGREGATIONS[config.aggregation](size.width)
+        adapted = size.depth - size.first_adapted
+        made = Branch(size.width, adapted, self.backbone.prefix_tokens, head)
+        setattr(self, f"{branch}_branch", made)
+
+    @property
+    def name(self) -> str:
+        """See `NetworkConfig.name`."""
+        return self.config.name
+
+    @property
+    def feature_dim(self) -> int:
+        """D of the features; 0 without a float branch."""
+        return 0 if self.float_branch is None else int(self.float_branch.head.output_dim)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ConfigError where images of this size, in pixels, cannot be described."""
+        rows, columns = grid_of(torch.empty(0, 3, height, width))
+        clusters = getattr(getattr(self.float_branch, "head", None), "clusters", 0)
+        if rows * columns <= clusters:
+            raise ConfigError(
+                f"SALAD needs more than {clusters} patches, not {rows * columns}; give a larger "
+                "input size"
             )
-            self.float_branch = Branch(*shape, head)
-        if config.hash_branch:
-            self.hash_branch = Branch(*shape, GemHead(size.width, CODE_BITS))
 
     def train(self, mode: bool = True) -> SelaVpr:
         """As usual, but the backbone stays in evaluation."""
@@ -153,26 +184,26 @@ class SelaVpr(nn.Module):
         Raises:
             ConfigError: H or W is no multiple of 14.
         """
-        grid_of(*images.shape[2:])
         with torch.no_grad():
             return self.backbone.stages(images)
 
-    def branches(
-        self, stages: Sequence[Tensor], grid: tuple[int, int]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Feature [N, D'] and hash logits [N, 512], each L2-normalised, None without the branch.
+    def branch(self, name: str, stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Feature [N, D'] of branch "float" or logits [N, 512] of "hash", L2-normalised.
 
         Args:
             stages: of `stages`.
-            grid: rows and columns of patches.
+            size: height and width of the images in pixels.
         """
-        feature = logits = None
-        if self.float_branch is not None:
-            feature = self.float_branch(stages, self.backbone.norm, grid)
-        if self.hash_branch is not None:
-            logits = self.hash_branch(stages, self.backbone.norm, grid)
-        return feature, logits
+        branch: Branch = getattr(self, f"{name}_branch")
+        grid = (size[0] // PATCH, size[1] // PATCH)
+        output: Tensor = branch(stages, self.backbone.norm, grid)
+        return output
 
     def forward(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """`branches` of `stages`."""
-        return self.branches(self.stages(images), grid_of(*images.shape[2:]))
+        """Feature and hash logits, each L2-normalised, None without the branch."""
+        stages = self.stages(images)
+        size = (int(images.shape[2]), int(images.shape[3]))
+        return (
+            None if self.float_branch is None else self.branch("float", stages, size),
+            None if self.hash_branch is None else self.branch("hash", stages, size),
+        )

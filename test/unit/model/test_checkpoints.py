@@ -7,7 +7,13 @@ import torch
 
 from hashvpr_ros.errors import CheckpointError
 from hashvpr_ros.model import checkpoints
+from hashvpr_ros.model.checkpoints import CheckpointInfo
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
+
+
+def open_network(path):
+    return checkpoints.open_checkpoint(path).network
+
 
 CONFIG = NetworkConfig(backbone="small", float_dim=64)
 
@@ -32,7 +38,7 @@ def save(tmp_path):
     return write
 
 
-def refused(path, *words, load=checkpoints.load_network):
+def refused(path, *words, load=open_network):
     with pytest.raises(CheckpointError) as e:
         load(path)
     text = str(e.value)
@@ -42,8 +48,10 @@ def refused(path, *words, load=checkpoints.load_network):
 
 
 def test_round_trip(network, tmp_path):
-    checkpoints.save_network(tmp_path / "x.pth", network, {"epoch": 3})
-    again = checkpoints.load_network(tmp_path / "x.pth")
+    checkpoints.save_network(tmp_path / "x.pth", network, CheckpointInfo((42, 56), "MIT"))
+    checkpoint = checkpoints.open_checkpoint(tmp_path / "x.pth")
+    assert checkpoint.size == (42, 56) and checkpoint.info.license == "MIT"
+    again = checkpoint.network
     assert again.config == CONFIG and not again.training
     images = torch.randn(1, 3, 42, 56)
     with torch.no_grad():
@@ -58,12 +66,12 @@ def test_leading_module_and_bare_dictionaries(published, save):
         {"state_dict": published},
         published,
     ):
-        assert checkpoints.load_network(save(content)).config == CONFIG
+        assert open_network(save(content)).config == CONFIG
 
 
 def test_half_precision_is_widened(published, save):
     half = {k: v.half() if v.is_floating_point() else v for k, v in published.items()}
-    loaded = checkpoints.load_network(save(half))
+    loaded = open_network(save(half))
     assert next(loaded.parameters()).dtype == torch.float32
 
 
@@ -71,9 +79,9 @@ def test_one_branch(published, save):
     float_only = {k: v for k, v in published.items() if not k.startswith(HASH)}
     hash_only = {k: v for k, v in published.items() if not k.startswith(FLOAT)}
     images = torch.randn(1, 3, 28, 28)
-    feature, logits = checkpoints.load_network(save(float_only))(images)
+    feature, logits = open_network(save(float_only))(images)
     assert feature.shape == (1, 64) and logits is None
-    feature, logits = checkpoints.load_network(save(hash_only))(images)
+    feature, logits = open_network(save(hash_only))(images)
     assert feature is None and logits.shape == (1, 512)
 
 
@@ -182,14 +190,31 @@ def test_of_another_size(published, save):
 
 def test_a_full_disk_leaves_the_old_file(network, tmp_path):
     path = tmp_path / "x.pth"
-    checkpoints.save_network(path, network, {})
+    checkpoints.save_network(path, network, CheckpointInfo())
     before = path.read_bytes()
     (tmp_path / ".x.pth.new").symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match="cannot be written"):
-        checkpoints.save_network(path, network, {})
+        checkpoints.save_network(path, network, CheckpointInfo())
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x.pth"]
 
 
 def test_an_unknown_folder(network, tmp_path):
     with pytest.raises(CheckpointError, match="cannot be written"):
-        checkpoints.save_network(tmp_path / "none" / "x.pth", network, {})
+        checkpoints.save_network(tmp_path / "none" / "x.pth", network, CheckpointInfo())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("size", [42]),
+        ("size", [0, 42]),
+        ("size", "large"),
+        ("probability_curve", [float("nan"), 0.0]),
+        ("probability_curve", [-1.0, 0.0]),
+        ("format", 99),
+    ],
+)
+def test_what_it_says_of_itself_is_checked(published, save, key, value):
+    about = {"format": 1, "size": None, "license": "", "version": "1", "probability_curve": None}
+    path = save({"hashvpr": about | {key: value}, "model_state_dict": published})
+    refused(path, "what it says of itself is malformed")

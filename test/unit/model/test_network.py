@@ -32,7 +32,7 @@ def test_rows_are_height(small):
     """A grid read the wrong way round would give the same shapes."""
     image = torch.zeros(1, 3, 28, 56)
     image[..., 28:] = 1.0  # the right half
-    tokens = small.backbone.patch_embed(image)[0].unflatten(0, grid_of(28, 56))
+    tokens = small.backbone.patch_embed(image)[0].unflatten(0, grid_of(image))
     assert torch.equal(tokens[0, 3], tokens[1, 2]) and not torch.equal(tokens[0, 0], tokens[0, 3])
     position = small.backbone.position_embeddings(2, 4)[0, 1:].unflatten(0, (2, 4))
     other = small.backbone.position_embeddings(4, 2)[0, 1:].unflatten(0, (4, 2))

@@ -39,11 +39,11 @@ def test_the_published_function(variant, tmp_path):
     if variant.endswith("gem/two_branch") and "base" in variant:
         # Through a file in the authors' form, once; the others spare the disk.
         torch.save({"model_state_dict": {f"module.{k}": v for k, v in weights.items()}}, path)
-        network = checkpoints.load_network(path)
+        network = checkpoints.open_checkpoint(path).network
     else:
         with torch.device("meta"):
             network = SelaVpr(checkpoints.infer_config(path, weights))
-        checkpoints.load_into(network, path, weights)
+        checkpoints.load_into(network, path, weights, assign=True)
         network.eval()
     with np.load(FOLDER / "reference_outputs.npz") as file:
         for side in CASES[variant]:

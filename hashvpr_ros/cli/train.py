@@ -1,0 +1,105 @@
+"""`hashvpr train`: the float and the hash branch of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from hashvpr_ros.cli.common import machine, write_json
+from hashvpr_ros.errors import ConfigError
+
+MISSING = "is not installed; pip install 'hashvpr_ros[train]' brings what training needs"
+
+
+def _example(context: click.Context, _: Any, wanted: bool) -> None:
+    if wanted:
+        from hashvpr_ros.training.config import as_yaml
+
+        click.echo(as_yaml(), nl=False)
+        context.exit()
+
+
+@click.command(name="train")
+@click.option(
+    "--example",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_example,
+    help="Print every setting as YAML, and end.",
+)
+@click.argument("branch", type=click.Choice(["float", "hash"]))
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--resume", is_flag=True, help="Go on from the last epoch of the output folder.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another value for a setting, such as optimizer.epochs=5. May be repeated.",
+)
+def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -> None:
+    """Train BRANCH beside a frozen backbone with the settings of CONFIG.
+
+    The output folder gets best.pth, last.pth, history.json and TensorBoard's logs
+    (`tensorboard --logdir FOLDER`). The hash branch is trained second, on the float's best.pth.
+    """
+    try:
+        from hashvpr_ros.training.config import read_config
+        from hashvpr_ros.training.trainer import BEST, Trainer
+    except ImportError as e:
+        raise ConfigError(f"{e.name} {MISSING}") from e
+    settings = read_config(config, dict(_change(c) for c in changes))
+    trainer = Trainer(settings, branch, resume=resume, bar=_bars())
+    click.echo(
+        f"{trainer.network.name}, {branch} branch: {len(trainer.places)} places, "
+        f"{settings.data.height}x{settings.data.width}, on {trainer.device.type} ({machine()})"
+    )
+    if trainer.epoch:
+        click.echo(f"going on after epoch {trainer.epoch - 1}")
+    history = []
+    for epoch in trainer.epochs():
+        recall = ", ".join(f"R@{k} {v:.1f}" for k, v in epoch.recall.items())
+        mark = " *" if epoch.best else ""
+        click.echo(
+            f"epoch {epoch.number}: loss {epoch.loss:.4f}{', ' * bool(recall)}{recall}{mark}"
+        )
+        history.append({"epoch": epoch.number, "loss": epoch.loss, "recall": epoch.recall})
+        write_json(trainer.folder / "history.json", history)
+    click.echo(f"best: {trainer.folder / BEST}")
+
+
+def _change(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set takes NAME=VALUE, not {text!r}")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"--set {text}: the value is no YAML; correct it") from e
+
+
+def _bars() -> Callable[[int, str], Callable[[int], object]]:
+    """Progress bars on a terminal, each in the place of the last."""
+    from tqdm import tqdm
+
+    open_bars: list[Any] = []
+
+    def start(total: int, what: str) -> Callable[[int], object]:
+        while open_bars:
+            open_bars.pop().close()
+        bar = tqdm(total=total, desc=what, disable=None, leave=False, delay=1.0)
+        open_bars.append(bar)
+
+        def tick(count: int) -> None:
+            bar.update(count)
+            if bar.n >= total:
+                bar.close()
+
+        return tick
+
+    return start

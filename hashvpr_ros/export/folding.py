@@ -1,0 +1,118 @@
+"""The same function with fewer operations: what is constant at inference is folded into weights.
+
+BatchNorms go into the convolutions before them, LayerScale and the scale of attention into the
+linear layers beside them, the three 1x1 convolutions of an adapter become one linear layer on the
+tokens, and the position embeddings of one input size become a constant. (Traced into a graph, the
+interpolation of the position embeddings is left to the runtime, whose bicubic differs.)
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hashvpr_ros.model.adapters import ConvNormRelu, MultiConv, TokenAdapter
+from hashvpr_ros.model.dinov2 import DinoV2, grid_of
+from hashvpr_ros.model.pooling import GeM
+
+
+def fold(network: nn.Module, height: int, width: int) -> nn.Module:
+    """A copy of a network in evaluation that computes the same for images of one size, faster.
+
+    Args:
+        network: `model.network.SelaVpr`, or one of the same parts; stays as it is.
+        height, width: pixels.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, TokenAdapter):
+                setattr(module, name, _FoldedTokenAdapter(child))
+    for module in network.modules():
+        if isinstance(module, ConvNormRelu):
+            module.conv = torch.nn.utils.fusion.fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()  # type: ignore[assignment]
+        elif isinstance(module, DinoV2):
+            _fold_backbone(module, *grid_of(torch.empty(1, 3, height, width)))
+        elif isinstance(module, GeM):
+            power = float(module.p)
+            del module.p
+            module.p = power
+    return network
+
+
+def _scale_rows(linear: nn.Linear, factors: Tensor) -> None:
+    linear.weight.data *= factors[:, None]
+    linear.bias.data *= factors
+
+
+def _fold_backbone(backbone: DinoV2, rows: int, columns: int) -> None:
+    positions = backbone.position_embeddings(rows, columns).detach().clone()
+    backbone.position_embeddings = lambda *_: positions  # type: ignore[method-assign]
+    for block in backbone.blocks:
+        _scale_rows(block.attn.proj, block.ls1.gamma)
+        _scale_rows(block.mlp.fc2, block.ls2.gamma)
+        block.ls1 = block.ls2 = nn.Identity()
+        block.attn = _FoldedAttention(block.attn)
+
+
+class _FoldedAttention(nn.Module):
+    """Attention in plain products, its scale inside the queries' weights."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        self.qkv, self.proj = attention.qkv, attention.proj
+        width = self.proj.in_features
+        factors = torch.ones(3 * width)
+        factors[:width] = (width // self.heads) ** -0.5
+        _scale_rows(self.qkv, factors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, width = int(x.shape[1]), int(x.shape[2])
+        shape = (-1, tokens, self.heads, width // self.heads)
+        q, k, v = (part.reshape(shape) for part in self.qkv(x).split(width, 2))
+        weights = torch.softmax(q.transpose(1, 2) @ k.permute(0, 2, 3, 1), -1)
+        attended = weights @ v.transpose(1, 2)
+        return self.proj(attended.transpose(1, 2).reshape(-1, tokens, width))
+
+
+def _folded(block: ConvNormRelu) -> nn.Conv2d:
+    return torch.nn.utils.fusion.fuse_conv_bn_eval(block.conv, block.bn)
+
+
+class _FoldedTokenAdapter(nn.Module):
+    """`TokenAdapter` with its 1x1 convolutions as one linear layer on the tokens."""
+
+    def __init__(self, adapter: TokenAdapter) -> None:
+        super().__init__()
+        self.prefix = adapter.prefix
+        self.D_fc1, self.D_fc2 = adapter.D_fc1, adapter.D_fc2
+        self.pointwise, self.widths = merge_pointwise(adapter)
+        self.conv3, self.conv5 = _folded(adapter.branch2[1]), _folded(adapter.branch3[1])
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        down = functional.relu(self.D_fc1(x))
+        near = functional.relu(self.pointwise(down[:, self.prefix :]))
+        half, for3, for5 = near.split(self.widths, 2)
+        far = [
+            functional.relu(conv(part.transpose(1, 2).reshape(-1, int(part.shape[2]), *grid)))
+            .flatten(2)
+            .transpose(1, 2)
+            for conv, part in ((self.conv3, for3), (self.conv5, for5))
+        ]
+        mixed = torch.cat([half, *far], 2)
+        mixed = torch.cat([down[:, : self.prefix], mixed], 1)
+        return self.D_fc2(mixed + down)
+
+
+def merge_pointwise(adapter: MultiConv) -> tuple[nn.Linear, list[int]]:
+    """The three 1x1 convolutions over the same input as one linear layer, and their widths."""
+    parts = [_folded(b) for b in (adapter.branch1, adapter.branch2[0], adapter.branch3[0])]
+    merged = nn.Linear(parts[0].in_channels, sum(p.out_channels for p in parts))
+    merged.weight.data = torch.cat([p.weight.flatten(1) for p in parts])
+    merged.bias.data = torch.cat([p.bias for p in parts])
+    return merged.requires_grad_(False), [p.out_channels for p in parts]

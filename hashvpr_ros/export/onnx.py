@@ -1,0 +1,235 @@
+"""A checkpoint to an engine file: trace, convert, write the metadata, check, move into place.
+
+Nothing is left behind where a check fails. `onnx.checker` and shape inference go over every file,
+and its outputs are compared with those of the PyTorch module before any folding.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hashvpr_ros.errors import ConfigError, EngineError
+from hashvpr_ros.export import precision as conversion
+from hashvpr_ros.export.folding import fold
+from hashvpr_ros.model.graph import EngineGraph, fingerprint
+
+OPSET = 17  # the first with LayerNormalization, which TensorRT 8.6 runs without overflow at fp16
+PRECISIONS = ("fp32", "fp16", "int8")
+# Smallest cosine of features and share of equal bits that an export must keep.
+_LEAST = {"fp32": (0.999999, 0.999), "fp16": (0.999, 0.99), "int8": (0.95, 0.97)}
+_LARGEST_ERROR = 1e-4  # of a feature's element, at fp32
+_PROBES = 4  # images of the check where the batch is free
+_SURE = 1e-4  # a bit may flip at fp32 where its logit is nearer to zero
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the file says of itself, besides size and fingerprint."""
+
+    name: str
+    version: str = "1"
+    license: str = "not stated"
+    probability_curve: tuple[float, float] | None = None  # see engine.base.EngineInfo
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """How near the written file is to the PyTorch module."""
+
+    path: Path
+    precision: str
+    fingerprint: str
+    megabytes: float
+    cosine: float  # least, of the features of one image
+    bits_equal: float  # share of all bits
+    largest_error: float  # of a feature's element
+    images: int = 0
+    operators: list[str] = field(default_factory=list)
+
+
+def export_onnx(
+    network: nn.Module,
+    path: str | Path,
+    size: tuple[int, int],
+    metadata: Metadata,
+    *,
+    precision: str = "fp32",
+    batch: int = 0,
+    images: Sequence[NDArray[np.uint8]] = (),
+) -> ExportReport:
+    """Write the engine's graph of a network.
+
+    Args:
+        network: with both branches, in evaluation.
+        path: of the .onnx to write; replaced only by a file that passed.
+        size: height and width in pixels.
+        precision: fp32; fp16 with LayerNorm, softmax and pooling in float32; or int8.
+        batch: images at a time; 0: any number.
+        images: uint8 [H, W, 3] each, for the calibration of int8 and for the check. At least 8
+            for int8; without any the check draws synthetic ones.
+
+    Raises:
+        CheckpointError: the network lacks a branch.
+        ConfigError: an argument is out of range.
+        EngineError: the graph disagrees with PyTorch, or cannot be written.
+    """
+    path = Path(path)
+    _check_arguments(path, precision, batch, images)
+    height, width = size
+    reference = EngineGraph(network.eval())
+    mark = fingerprint(network, height, width, precision)
+    temporary = path.with_name(f".{path.name}.new.onnx")
+    try:
+        _trace(EngineGraph(fold(network, height, width)), temporary, size, batch)
+        model = onnx.load(str(temporary))
+        if precision == "fp16":
+            model = conversion.to_fp16(model)
+        elif precision == "int8":
+            # Those that calibrate would be too kind a test: the last are kept for it.
+            model = conversion.to_int8(temporary, images[:-_PROBES], batch)
+        _describe(model, metadata, mark, precision)
+        onnx.checker.check_model(model, full_check=True)
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        probe = _probe(images, size, batch)
+        cosine, bits, error = _compare(reference, temporary, probe, precision)
+        least_cosine, least_bits = _LEAST[precision]
+        if (
+            not (cosine >= least_cosine and bits >= least_bits)
+            or (precision == "fp32"
+            and error > _LARGEST_ERROR)
+        ):
+            raise EngineError(
+                f"{path}: not written, for the exported graph differs from PyTorch: cosine "
+                f"{cosine:.6f} (at least {least_cosine}), {100 * bits:.2f} % of bits equal (at "
+                f"least {100 * least_bits:g}), largest difference {error:.2g}; export with a "
+                "higher precision"
+            )
+        os.replace(temporary, path)
+    except OSError as e:
+        raise EngineError(
+            f"{path}: cannot be written ({e.strerror or e}); check path and free space"
+        ) from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return ExportReport(
+        path,
+        precision,
+        mark,
+        path.stat().st_size / 1e6,
+        cosine,
+        bits,
+        error,
+        len(probe),
+        sorted({node.op_type for node in model.graph.node}),
+    )
+
+
+def _check_arguments(
+    path: Path, precision: str, batch: int, images: Sequence[NDArray[np.uint8]]
+) -> None:
+    if path.suffix != ".onnx":
+        raise ConfigError(f"{path}: the engine file must end in .onnx")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent}: no such folder; make it or give another path")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if not 0 <= batch <= 256:
+        raise ConfigError(f"batch must be from 1 to 256, or 0 for any number, not {batch}")
+    least = _PROBES + max(batch, conversion.LEAST_IMAGES)
+    if precision == "int8" and len(images) < least:
+        raise ConfigError(
+            f"int8 needs at least {least} images to calibrate and to check, not "
+            f"{len(images)}; give a folder of images from where the robot drives (--calibration)"
+        )
+
+
+def _trace(graph: nn.Module, path: Path, size: tuple[int, int], batch: int) -> None:
+    example = torch.zeros(batch or 2, *size, 3, dtype=torch.uint8)
+    axes = {} if batch else {name: {0: "N"} for name in ("images", "codes", "features")}
+    with warnings.catch_warnings(), torch.no_grad():
+        # The tracer notes that shapes become constants: for one size of images they are.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph,
+            (example,),
+            str(path),
+            input_names=["images"],
+            output_names=["codes", "features"],
+            opset_version=OPSET,
+            dynamo=False,
+            dynamic_axes=axes,
+        )
+
+
+def _describe(model: onnx.ModelProto, metadata: Metadata, mark: str, precision: str) -> None:
+    """Write the metadata, and take away what says nothing of the model."""
+    values = {
+        "hashvpr.name": metadata.name,
+        "hashvpr.fingerprint": mark,
+        "hashvpr.version": metadata.version,
+        "hashvpr.license": metadata.license,
+        "hashvpr.precision": precision,
+    }
+    image = model.graph.input[0].type.tensor_type.shape.dim
+    values["hashvpr.size"] = f"{image[1].dim_value}x{image[2].dim_value}"
+    if metadata.probability_curve:
+        slope, intercept = metadata.probability_curve
+        values["hashvpr.probability_curve"] = f"{slope} {intercept}"
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, values)
+    model.producer_name, model.producer_version = "hashvpr_ros", ""
+    for node in model.graph.node:
+        node.doc_string = ""
+
+
+def _probe(
+    images: Sequence[NDArray[np.uint8]], size: tuple[int, int], batch: int
+) -> NDArray[np.uint8]:
+    """Images for the check: the last given, else smooth synthetic ones; of a whole batch."""
+    count = batch or _PROBES
+    if images:
+        chosen = [images[-1 - i % len(images)] for i in range(count)]
+        return np.stack(chosen)
+    rng = np.random.default_rng(1)
+    height, width = size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    waves = []
+    for _ in range(count):
+        planes = np.zeros((height, width, 3))
+        for _ in range(12):
+            fy, fx, phase = rng.uniform(0.5, 40) / height, rng.uniform(0.5, 40) / width, 6.3
+            wave = np.sin(6.283 * (fy * y + fx * x) + rng.uniform(0, phase))
+            planes += wave[..., None] * rng.uniform(-1, 1, 3)
+        noise = rng.normal(0, 8, planes.shape)
+        waves.append(np.clip(127 + 30 * planes + noise, 0, 255).astype(np.uint8))
+    return np.stack(waves)
+
+
+def _compare(
+    reference: EngineGraph, path: Path, images: NDArray[np.uint8], precision: str
+) -> tuple[float, float, float]:
+    """Least cosine, share of equal bits, and largest difference of features."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    codes, features = session.run(("codes", "features"), {"images": images})
+    with torch.no_grad():
+        logits, want = (t.numpy() for t in reference.logits_and_features(torch.from_numpy(images)))
+    cosine = (features * want).sum(1) / np.maximum(
+        np.linalg.norm(features, axis=1) * np.linalg.norm(want, axis=1), 1e-12
+    )
+    equal = np.unpackbits(codes, axis=1).astype(bool) == (logits >= 0)
+    if precision == "fp32":
+        equal |= np.abs(logits) < _SURE
+    return float(cosine.min()), float(equal.mean()), float(np.abs(features - want).max())

@@ -1,0 +1,124 @@
+"""Engine graphs at lower precision: fp16 for GPUs, int8 for CPUs."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+LEAST_IMAGES = 8  # for calibration
+_CALIBRATION_BATCH = 4
+
+# Operators that stay in float32 at fp16. The squares inside a ViT's LayerNorm, the sums of its
+# softmax and the norms of the pooling leave the range of a half; (1e-6)^3 of GeM vanishes in it.
+FLOAT32_OPERATORS = (
+    "LayerNormalization",
+    "Softmax",
+    "ReduceL2",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceLogSumExp",
+    "Pow",
+    "Clip",
+    "Div",
+    "Exp",
+    "Log",
+)
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights and most operators in half precision; inputs and outputs keep their types."""
+    from onnxruntime.transformers import float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    converted = OnnxModel(
+        float16.convert_float_to_float16(
+            model,
+            keep_io_types=True,
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *FLOAT32_OPERATORS],
+        )
+    )
+    converted.topological_sort()  # the casts were appended at the end
+    return converted.model
+
+
+class _Images:
+    """What ONNX Runtime's calibration asks for images."""
+
+    def __init__(self, images: Sequence[NDArray[np.uint8]], batch: int) -> None:
+        self._images, self._batch, self._next = images, batch, 0
+
+    def get_next(self) -> dict[str, Any] | None:
+        part = self._images[self._next : self._next + self._batch]
+        self._next += self._batch
+        return {"images": np.stack(part)} if len(part) == self._batch else None
+
+
+def to_int8(path: Path, images: Sequence[NDArray[np.uint8]], batch: int) -> onnx.ModelProto:
+    """Static quantisation by ONNX Runtime: weights per channel, activations by calibration.
+
+    Products of two activations (attention) stay in float32, and so do pooling and the last linear
+    layer of each branch: a hundredth of the time, and what decides the bits.
+
+    Args:
+        path: of the fp32 graph.
+        images: uint8 [H, W, 3] each, for calibration.
+        batch: of the graph, 0 for any.
+    """
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+        shape_inference,
+    )
+
+    CalibrationDataReader.register(_Images)
+    # It warns of each choice that it makes, through the root logger.
+    logging.getLogger("root").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        shape_inference.quant_pre_process(
+            str(path), str(prepared), skip_symbolic_shape=True, skip_optimization=False
+        )
+        quantize_static(
+            str(prepared),
+            str(quantised),
+            _Images(images, batch or _CALIBRATION_BATCH),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            nodes_to_exclude=_kept_in_float(onnx.load(str(prepared))),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+        )
+        return onnx.load(str(quantised))
+
+
+def _kept_in_float(model: onnx.ModelProto) -> list[str]:
+    """Names of the last linear layer of each branch, of the packing, and of the first layer."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    kept = []
+    for output in ("codes", "features"):
+        names, seen = [output], 0
+        while names and seen < 2 and output in made_by:
+            node = made_by.get(names.pop(0))
+            if node is None:
+                continue
+            if node.op_type in ("MatMul", "Gemm"):
+                kept.append(node.name)
+                seen += 1
+            names += list(node.input)
+            if node.op_type in ("Conv", "LayerNormalization"):
+                break
+    kept += [n.name for n in model.graph.node if n.op_type == "Conv"][:1]
+    return kept

@@ -1,0 +1,64 @@
+"""The engine's function around a network: images as bytes in, packed codes and features out."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hashvpr_ros.errors import CheckpointError
+from hashvpr_ros.model.hashing import PackBits
+
+
+class EngineGraph(nn.Module):
+    """uint8 [N, H, W, 3] to codes uint8 [N, 64] and features float32 [N, D].
+
+    Args:
+        network: images float32 [N, 3, H, W], normalised by its `pixel_mean` and `pixel_std`, to
+            feature and hash logits.
+
+    Raises:
+        CheckpointError: the network lacks one of its branches.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        for branch, what in (("float_branch", "features"), ("hash_branch", "codes")):
+            if getattr(network, branch, None) is None:
+                raise CheckpointError(
+                    f"the network has no {branch.replace('_', ' ')}, so it gives no {what}; give "
+                    "a checkpoint with both, SelaVPRplusplus_*_rerank.pth say, or train the other"
+                )
+        self.network = network
+        mean, std = (
+            torch.tensor(v).reshape(3, 1, 1) for v in (network.pixel_mean, network.pixel_std)
+        )
+        self.register_buffer("scale", 1.0 / (255.0 * std), persistent=False)
+        self.register_buffer("shift", mean / std, persistent=False)
+        self.pack = PackBits()
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Hash logits float32 [N, 512] instead of codes."""
+        pixels = images.permute(0, 3, 1, 2).float() * self.scale - self.shift
+        feature, logits = self.network(pixels)
+        return logits, feature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and features."""
+        logits, feature = self.logits_and_features(images)
+        return self.pack(logits), feature
+
+
+def fingerprint(network: nn.Module, height: int, width: int, precision: str = "fp32") -> str:
+    """SHA-256 over the input size, precision, and names, shapes and bytes of all weights.
+
+    Descriptors of equal fingerprints can be compared; those of others cannot.
+    """
+    digest = hashlib.sha256(f"{height}x{width} {precision}".encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

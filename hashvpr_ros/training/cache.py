@@ -1,0 +1,126 @@
+"""The frozen backbone's stages of every image and augmented view, on disk.
+
+No gradient passes the backbone, so what it says of an image never changes, and an epoch needs the
+branches alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashvpr_ros.errors import DatasetError
+from hashvpr_ros.model.graph import fingerprint
+from hashvpr_ros.training.images import PLAIN, ImageReader
+
+_BATCH = 8
+
+
+class StageCache:
+    """Stages of images as float16, memory-mapped; made where it is not there, or is another's.
+
+    Args:
+        folder: for all caches; each has a folder of its own, named by what it is made of.
+        network: whose `stages` are kept.
+        normalise: uint8 [n, H, W, 3] to what `network.stages` takes.
+        reader: of the images.
+        views: of each image; the first is plain.
+        seed: of the augmentations.
+        workers: processes that read images.
+        progress: called with the number of images done.
+
+    Raises:
+        DatasetError: it cannot be written, for want of space say.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        network: Any,
+        normalise: Callable[[Tensor], Tensor],
+        reader: ImageReader,
+        *,
+        views: int,
+        seed: int,
+        workers: int,
+        progress: Callable[[int], object],
+    ) -> None:
+        self.views = views
+        self.count = len(reader.paths)
+        mark = self._mark(network, reader, views, seed)
+        self.folder = folder.expanduser() / mark[:32]
+        try:
+            if not (self.folder / "complete.json").is_file():
+                self._make(network, normalise, reader, seed, workers, progress)
+            shapes = json.loads((self.folder / "complete.json").read_text())
+            total = self.count * views
+            self._stages = [
+                np.memmap(self.folder / f"{i}.f16", np.float16, "r", shape=(total, *shape))
+                for i, shape in enumerate(shapes)
+            ]
+        except (OSError, ValueError) as e:
+            raise DatasetError(
+                f"{self.folder}: the cache cannot be written or read ({e}); free some space, "
+                "delete this folder, or set cache.folder to another"
+            ) from e
+
+    @staticmethod
+    def _mark(network: Any, reader: ImageReader, views: int, seed: int) -> str:
+        digest = hashlib.sha256(
+            fingerprint(network.backbone, reader.height, reader.width).encode()
+        )
+        digest.update(f"{reader.kind} {views} {seed}".encode())
+        for path in reader.paths:
+            stat = path.stat()
+            digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+    def _make(
+        self,
+        network: Any,
+        normalise: Callable[[Tensor], Tensor],
+        reader: ImageReader,
+        seed: int,
+        workers: int,
+        progress: Callable[[int], object],
+    ) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(seed)
+        seeds = rng.integers(2**62, size=(self.count, self.views))
+        seeds[:, 0] = PLAIN
+        keys = [(i, int(seeds[i, v])) for i in range(self.count) for v in range(self.views)]
+        batches = [keys[i : i + _BATCH] for i in range(0, len(keys), _BATCH)]
+        files: list[np.memmap] = []
+        done = 0
+        for images in reader.batches(batches, workers):
+            stages = network.stages(normalise(images))
+            if not files:
+                shapes = [tuple(s.shape[1:]) for s in stages]
+                files = [
+                    np.memmap(
+                        self.folder / f"{i}.f16", np.float16, "w+", shape=(len(keys), *shape)
+                    )
+                    for i, shape in enumerate(shapes)
+                ]
+            for file, stage in zip(files, stages, strict=True):
+                file[done : done + len(images)] = stage.half().cpu().numpy()
+            done += len(images)
+            progress(len(images))
+        for file in files:
+            file.flush()
+        temporary = self.folder / "complete.json.new"
+        temporary.write_text(json.dumps(shapes))
+        os.replace(temporary, self.folder / "complete.json")
+
+    def stages(self, keys: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Float32 [n, ...] for each stage; the seed of a key chooses among the views."""
+        rows = np.array([i * self.views + (0 if s == PLAIN else s % self.views) for i, s in keys])
+        return [torch.from_numpy(np.array(s[rows])).float() for s in self._stages]

