@@ -23,7 +23,7 @@ from lifecycle_msgs.msg import Transition
 # Argument: (parameter, type, description). An empty value leaves the parameter file's.
 OVERRIDES = {
     "map": ("map.path", str, "file of the map"),
-    "engine": ("engine.path", str, "model file, .onnx"),
+    "engine": ("engine.path", str, "model file, .onnx or .engine"),
     "mode": ("mode", str, "mapping, localization or slam"),
     "image_topics": ("input.image_topics", List[str], "image topics, separated by commas"),
     "compressed": ("input.compressed", bool, "true: subscribe to <topic>/compressed"),

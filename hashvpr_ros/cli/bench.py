@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -39,7 +40,21 @@ class _Integers(click.ParamType):
         return numbers
 
 
-@click.command(name="bench")
+class _Bench(click.Group):
+    """`bench` alone measures search and engine; with a word, training or export."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["train", "export"]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"hashvpr_ros.cli.bench_{name}")
+        found: click.Command = module.command
+        return found
+
+
+@click.group(name="bench", cls=_Bench, invoke_without_command=True)
 @click.option(
     "--sizes",
     type=_Integers(),
@@ -72,7 +87,9 @@ class _Integers(click.ParamType):
     default=None,
     help="Also draw the numbers (.png or .svg).",
 )
+@click.pass_context
 def command(
+    context: click.Context,
     sizes: tuple[int, ...],
     batches: tuple[int, ...],
     top_k: int,
@@ -88,6 +105,8 @@ def command(
 
     Both sides take turns, so that what else the machine does meets both.
     """
+    if context.invoked_subcommand:
+        return
     if node and plot:
         raise ConfigError("--plot draws search and engine: leave out --node")
     if plot and plot.suffix not in (".png", ".svg"):

@@ -19,7 +19,7 @@ engine_option = click.option(
     "engine_path",
     type=click.Path(path_type=Path),
     default=None,
-    help="Model file (.onnx). Default: the lite model of the package.",
+    help="Model file (.onnx, .engine, .pth). Default: the lite model of the package.",
 )
 json_option = click.option(
     "--json",

@@ -32,12 +32,15 @@ class _Size(click.ParamType):
         return sides[0], sides[-1]
 
 
+SIZE = _Size()
+
+
 @click.command(name="export")
 @click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "--size",
-    type=_Size(),
+    type=SIZE,
     default=None,
     help="Of the images: one side of a square, or height x width as 240x320; multiples of 14 for "
     "DINOv2. Default: what the checkpoint says, else 322.",
@@ -91,7 +94,7 @@ def command(
     opened = open_checkpoint(checkpoint)
     size = size or opened.size
     opened.network.check_size(*size)
-    images = _images(calibration, size) if calibration else []
+    images = calibration_images(calibration, size) if calibration else []
     report = export_onnx(
         opened.network,
         out,
@@ -118,7 +121,8 @@ def command(
     write_json(json_path, {**vars(report), "path": str(report.path)})
 
 
-def _images(folder: Path, size: tuple[int, int]) -> list:
+def calibration_images(folder: Path, size: tuple[int, int]) -> list:
+    """Images spread over a folder, in a fixed random order, uint8 [H, W, 3] each."""
     import numpy as np
 
     from hashvpr_ros.datasets.folder import image_paths, read_image

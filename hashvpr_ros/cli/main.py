@@ -18,7 +18,9 @@ COMMANDS = {
     "evaluate": "Measure recall and latency on a folder with ground truth.",
     "bench": "Measure search, engine and node beside the bare libraries.",
     "demo": "Run the node on a course that is driven twice, and report.",
-    "export": "Write engine files from weights.",
+    "train": "Train the float or the hash branch of a network.",
+    "export": "Write an engine file from a checkpoint.",
+    "engine": "Build TensorRT engines, and say what an engine file is.",
     "config": "Print every parameter of the node as YAML.",
 }
 

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.errors import EngineError
+
 
 @dataclass(frozen=True)
 class EngineInfo:
@@ -55,3 +57,37 @@ class DescriptorEngine(Protocol):
     def close(self) -> None:
         """Free the runtime's memory; calling it again does nothing."""
         ...
+
+
+def check_images(images: object, info: EngineInfo, source: object) -> NDArray[np.uint8]:
+    """The batch as an array, where it is what an engine takes.
+
+    Args:
+        source: the file of the engine, for the error.
+
+    Raises:
+        EngineError: not uint8 [N, H, W, 3] of the engine's size with N of at least 1.
+    """
+    array = np.asarray(images)
+    want = (info.height, info.width, 3)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != want or not len(array):
+        raise EngineError(
+            f"{source}: takes uint8 [N, {want[0]}, {want[1]}, 3] with N of at least 1, not "
+            f"{array.dtype} {list(array.shape)}; resize the images first"
+        )
+    return array
+
+
+def check_features(features: NDArray[np.float32], source: object) -> None:
+    """Refuse what no distance can be computed from.
+
+    Raises:
+        EngineError: a feature is NaN or infinite.
+    """
+    if not np.isfinite(features).all():
+        raise EngineError(f"{source}: the model gave NaN or infinity; export it again")
+
+
+def closed(source: object) -> EngineError:
+    """The error of an engine that is used after `close`."""
+    return EngineError(f"{source}: the engine is closed; create it again")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hashvpr_ros.config import EngineConfig
 from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.errors import EngineError
+
+_log = logging.getLogger(__name__)
 
 _DEFAULT_MODEL = "hashvpr_lite.onnx"
 
@@ -19,15 +23,27 @@ def _onnx(path: Path, providers: Sequence[str], threads: int) -> DescriptorEngin
 
 
 def _tensorrt(path: Path, providers: Sequence[str], threads: int) -> DescriptorEngine:
-    raise EngineError(
-        f"{path}: TensorRT engines are not supported by this version; give the .onnx file instead"
-    )
+    from hashvpr_ros.engine.tensorrt_engine import TensorRtEngine
+
+    return TensorRtEngine.open(path)
+
+
+def _torch(path: Path, providers: Sequence[str], threads: int) -> DescriptorEngine:
+    try:
+        from hashvpr_ros.engine.torch_engine import TorchEngine
+    except ImportError as e:
+        raise EngineError(
+            f"{path}: a checkpoint needs {e.name}, which is not installed; pip install "
+            "'hashvpr_ros[train]', or export it where that is (`hashvpr export`)"
+        ) from e
+    return TorchEngine(path, threads=threads)
 
 
 _BY_SUFFIX: dict[str, Callable[[Path, Sequence[str], int], DescriptorEngine]] = {
     ".onnx": _onnx,
     ".engine": _tensorrt,
     ".plan": _tensorrt,
+    ".pth": _torch,
 }
 
 
@@ -59,7 +75,7 @@ def create_engine(
     """Load the engine that runs a file.
 
     Args:
-        path: .onnx, .engine or .plan; "" is the lite model of the package.
+        path: .onnx, .engine, .plan or .pth; "" is the lite model of the package.
         providers, threads: see `OnnxEngine`.
 
     Raises:
@@ -72,3 +88,46 @@ def create_engine(
             f"{path}: the suffix must be one of {', '.join(_BY_SUFFIX)} to say what runs the file"
         )
     return make(path, providers, threads)
+
+
+def open_engine(
+    config: EngineConfig, progress: Callable[[str], None] = lambda sentence: None
+) -> DescriptorEngine:
+    """Load the engine of a configuration; an .onnx may run by TensorRT.
+
+    Args:
+        config: its `tensorrt` says whether an .onnx is built for the GPU: "auto" where tensorrt,
+            pycuda and a GPU are there and no `providers` are chosen, and by ONNX Runtime where
+            that fails; "require" by TensorRT alone; "off" never.
+        progress: told every few seconds what a build does, which takes minutes; from any thread.
+
+    Raises:
+        EngineError: unknown suffix, the file cannot be used, or TensorRT is required and fails.
+    """
+    path = Path(config.path).expanduser() if config.path else default_model_path()
+    if path.suffix.lower() == ".onnx" and _wants_tensorrt(config, path):
+        from hashvpr_ros.engine.tensorrt_build import BuildOptions
+        from hashvpr_ros.engine.tensorrt_cache import cached_engine
+
+        options = BuildOptions(config.precision, config.workspace_mb)
+        try:
+            return cached_engine(path, options, config.cache_dir, progress)
+        except EngineError as e:
+            if config.tensorrt == "require":
+                raise
+            _log.warning("runs by ONNX Runtime instead of TensorRT: %s", str(e))
+    return create_engine(path, providers=config.providers, threads=config.threads)
+
+
+def _wants_tensorrt(config: EngineConfig, path: Path) -> bool:
+    if config.tensorrt != "auto":
+        return config.tensorrt == "require"
+    if config.providers:
+        return False
+    from hashvpr_ros.engine.tensorrt_gpu import why_not
+
+    reason = why_not()
+    if reason:
+        # Most machines have none, and need no warning of it.
+        _log.info("%s runs by ONNX Runtime: %s", path.name, reason)
+    return not reason

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from hashvpr_ros.engine.base import EngineInfo
+from hashvpr_ros.engine.base import EngineInfo, check_features, check_images, closed
 from hashvpr_ros.errors import EngineError
 from hashvpr_ros.types import CODE_BYTES
 
@@ -36,25 +36,13 @@ class OnnxEngine:
     def __init__(self, path: str | Path, providers: Sequence[str] = (), threads: int = 0) -> None:
         self.path = Path(path).expanduser()
         self._session: onnxruntime.InferenceSession | None = None
-        if not self.path.exists():
-            raise EngineError(
-                f"{self.path}: no such engine file; correct the path (engine.path, or --engine)"
-            )
-        if not self.path.is_file():
-            raise EngineError(f"{self.path}: is not a file; give the path of an .onnx file")
+        check_file(self.path)
         chosen = _choose_providers(providers)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
         # Threads that spin between images keep a robot's cores from everything else.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            session = onnxruntime.InferenceSession(str(self.path), options, providers=chosen)
-        except Exception as e:  # the runtime's own classes share no base but Exception
-            reason = _first_line(e)
-            raise EngineError(
-                f"{self.path}: cannot be loaded as an ONNX model ({reason}); export it again"
-            ) from e
+        session = _open_session(self.path, options, chosen)
         self.info = _read_info(session, self.path)
         self._session = session
         _log.info(
@@ -70,19 +58,8 @@ class OnnxEngine:
     def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """See `DescriptorEngine.describe`."""
         if self._session is None:
-            raise EngineError(f"{self.path}: the engine is closed; create it again")
-        want = (self.info.height, self.info.width, 3)
-        images = np.asarray(images)
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[1:] != want
-            or not len(images)
-        ):
-            raise EngineError(
-                f"{self.path}: takes uint8 [N, {want[0]}, {want[1]}, 3] with N of at least 1, not "
-                f"{images.dtype} {list(images.shape)}; resize the images first"
-            )
+            raise closed(self.path)
+        images = check_images(images, self.info, self.path)
         try:
             codes, features = self._session.run(
                 ("codes", "features"), {"images": np.ascontiguousarray(images)}
@@ -92,8 +69,7 @@ class OnnxEngine:
                 f"{self.path}: the runtime failed ({_first_line(e)}); export the model again, or "
                 "choose another of engine.providers"
             ) from e
-        if not np.isfinite(features).all():
-            raise EngineError(f"{self.path}: the model gave NaN or infinity; export it again")
+        check_features(features, self.path)
         return codes, features
 
     def warm_up(self) -> None:
@@ -103,6 +79,41 @@ class OnnxEngine:
     def close(self) -> None:
         """See `DescriptorEngine.close`."""
         self._session = None
+
+
+def check_file(path: Path) -> None:
+    """Raise EngineError unless there is a file."""
+    if not path.exists():
+        raise EngineError(
+            f"{path}: no such engine file; correct the path (engine.path, or --engine)"
+        )
+    if not path.is_file():
+        raise EngineError(f"{path}: is not a file; give the path of an .onnx file")
+
+
+def read_model_info(path: str | Path) -> EngineInfo:
+    """What an .onnx file holds, checked against the graph contract; quicker than an engine.
+
+    Raises:
+        EngineError: the file is missing, damaged or of another contract.
+    """
+    path = Path(path).expanduser()
+    check_file(path)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _read_info(_open_session(path, options, ["CPUExecutionProvider"]), path)
+
+
+def _open_session(
+    path: Path, options: onnxruntime.SessionOptions, providers: list[str]
+) -> onnxruntime.InferenceSession:
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as e:  # the runtime's own classes share no base but Exception
+        raise EngineError(
+            f"{path}: cannot be loaded as an ONNX model ({_first_line(e)}); export it again"
+        ) from e
 
 
 def _first_line(e: Exception) -> str:

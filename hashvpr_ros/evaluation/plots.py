@@ -168,3 +168,21 @@ def bench(path: Path, search: Sequence[dict[str, Any]], engine: Sequence[dict[st
             right.legend(frameon=False)
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)
+
+
+def training_cost(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Time and peak memory of a training step in each way, written as PNG or SVG by suffix."""
+    with plt.rc_context(_STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3), sharey=True)
+        labels = [row["label"] for row in rows]
+        colors = [RIGHT if row["way"] in ("side", "cached") else "#7aa6c2" for row in rows]
+        for axes, values, unit in (
+            (left, [row["step_s"]["median"] for row in rows], "s a step, median"),
+            (right, [row["peak_mb"] for row in rows], "MB, peak above the start"),
+        ):
+            bars = axes.barh(labels, values, color=colors)
+            axes.bar_label(bars, [f"{v:.3g}" if v < 10 else f"{v:.0f}" for v in values], padding=3)
+            axes.set(xlabel=unit, xlim=(0, 1.15 * max(values)))
+        left.invert_yaxis()
+        figure.savefig(path, bbox_inches="tight")
+        plt.close(figure)

@@ -41,7 +41,8 @@ class EngineGraph(nn.Module):
 
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Hash logits float32 [N, 512] instead of codes."""
-        pixels = images.permute(0, 3, 1, 2).float() * self.scale - self.shift
+        # Cast first: TensorRT knows bytes at the graph's ends alone.
+        pixels = images.float().permute(0, 3, 1, 2) * self.scale - self.shift
         feature, logits = self.network(pixels)
         return logits, feature
 

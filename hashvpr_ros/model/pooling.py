@@ -123,7 +123,7 @@ class Salad(nn.Module):
     def forward(self, patches: Tensor, class_token: Tensor) -> Tensor:
         features = self.cluster_features(patches).flatten(2)  # [N, C, n]
         assignment = self._transport(self.score(patches).flatten(2))  # [N, m, n]
-        clusters = torch.einsum("ncp,nmp->ncm", features, assignment)
+        clusters = features @ assignment.transpose(1, 2)  # [N, C, m]
         token = functional.normalize(self.token_features(class_token))
         parts = [token, functional.normalize(clusters, dim=1).flatten(1)]
         return functional.normalize(torch.cat(parts, 1))

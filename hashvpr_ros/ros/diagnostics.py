@@ -154,9 +154,11 @@ def camera_status(
     )
 
 
-def node_status(name: str, state: str, stats: Stats, runtime: Any) -> DiagnosticStatus:
-    """How the node is: engine, map, latency, memory."""
-    level, text = OK, state
+def node_status(
+    name: str, state: str, stats: Stats, runtime: Any, doing: str = ""
+) -> DiagnosticStatus:
+    """How the node is: engine, map, latency, memory; `doing`: what keeps it in a transition."""
+    level, text = OK, doing or state
     if time.monotonic() - stats.last_failure_s < _FAULT_SHOWN_S:
         level, text = ERROR, stats.last_failure
     values: dict[str, Any] = {
@@ -190,11 +192,12 @@ def diagnostics(
     runtime: Any,
     stale_after_s: float,
     silent: dict[str, str],
+    doing: str = "",
 ) -> DiagnosticArray:
     """All statuses, without a stamp; `silent` says why, by camera."""
     with stats.lock:
         cameras = dict(stats.cameras)
-    array = DiagnosticArray(status=[node_status(name, state, stats, runtime)])
+    array = DiagnosticArray(status=[node_status(name, state, stats, runtime, doing)])
     for camera, counts in cameras.items():
         why = silent.get(camera, "")
         array.status.append(

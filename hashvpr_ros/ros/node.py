@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from hashvpr_ros.errors import HashVprError
 
@@ -29,6 +30,7 @@ def main(args: list[str] | None = None) -> int:
     except ImportError as e:
         return _refuse(f"rclpy is not installed ({e}): source a ROS 2 environment first")
     try:
+        from hashvpr_ros.ros.log import log_library
         from hashvpr_ros.ros.vpr_node import VprNode
     except ImportError as e:
         return _refuse(
@@ -45,6 +47,7 @@ def main(args: list[str] | None = None) -> int:
             node = VprNode()
         except HashVprError as e:
             return _refuse(str(e))
+        log_library(node.get_logger())
         # Not fewer: services that wait for the worker each hold a thread.
         executor = MultiThreadedExecutor(num_threads=8)
         executor.add_node(node)
@@ -99,6 +102,8 @@ def _run(node: Any, executor: Any, shut_down: type[Exception], destroyed: type[E
         while not stop.wait(1.0):
             pass
     finally:
+        if node.building:
+            _leave_a_build(node)
         executor.shutdown(timeout_sec=10.0)
         thread.join(timeout=10.0)
     if node.state_label() in ("unconfigured", "inactive", "active"):
@@ -111,6 +116,18 @@ def _run(node: Any, executor: Any, shut_down: type[Exception], destroyed: type[E
         print(f"vpr_node: {type(faults[0]).__name__}: {faults[0]}", file=sys.stderr)
         return 1
     return 0
+
+
+def _leave_a_build(node: Any) -> NoReturn:
+    """End the process at once, instead of the minutes that a build of an engine takes.
+
+    TensorRT 8.6 cannot be told to stop, and Python would wait for its thread. Nothing is lost: no
+    map is open yet, and engines are written under another name first.
+    """
+    node.get_logger().info("ends while an engine is built; it will be built at the next start")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _start_soon(node: Any) -> None:
@@ -131,7 +148,9 @@ def _start_soon(node: Any) -> None:
         except Exception as e:
             node.get_logger().error(f"autostart: {e}")
 
-    timer = node.create_timer(0.001, start, clock=Clock(clock_type=ClockType.STEADY_TIME))
+    timer = node.create_timer(
+        0.001, start, node.transition_group, clock=Clock(clock_type=ClockType.STEADY_TIME)
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hashvpr_ros.config import Config
-from hashvpr_ros.engine.factory import create_engine
+from hashvpr_ros.engine.factory import open_engine
 from hashvpr_ros.errors import ConfigError, EngineError, HashVprError, MapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
@@ -32,6 +32,7 @@ class Runtime:
     Args:
         on_image: called in the worker's thread with (camera, item).
         on_error: called with errors of the periodic commit.
+        on_progress: told every few seconds what a long start does, from any thread.
 
     Raises:
         HashVprError: engine or map cannot be loaded; nothing stays open then.
@@ -42,11 +43,13 @@ class Runtime:
         config: Config,
         on_image: Callable[[str, Any], None],
         on_error: Callable[[HashVprError], None],
+        on_progress: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.config = config
         self.mode = Mode(config.mode)
         self.map_changes = 0  # counts replaced and cleared maps: ids of before mean nothing after
         self._on_error = on_error
+        self._on_progress = on_progress
         self._change = threading.Lock()  # one service changes the map or the mode at a time
         self._engine: Any = None
         self._map: PlaceMap | None = None
@@ -61,9 +64,7 @@ class Runtime:
 
     def _open(self) -> None:
         config = self.config
-        self._engine = create_engine(
-            config.engine.path, providers=config.engine.providers, threads=config.engine.threads
-        )
+        self._engine = open_engine(config.engine, self._on_progress)
         self.info = self._engine.info
         self._engine.warm_up()
         self._map = self.open_map(config.map.path)

@@ -63,6 +63,7 @@ class VprNode(LifecycleNode):
         self._runtime: Runtime | None = None
         self._cameras: Cameras | None = None
         self._taking = False  # images count; set before the first may come
+        self._doing = ""  # what a long configure does now, for diagnostics
         self._poses: PoseSource | None = None
         self._topics: dict[str, str] = {}
         self._stats = Stats()
@@ -73,6 +74,7 @@ class VprNode(LifecycleNode):
         )
         for sentence in self._settings.unknown():
             self.get_logger().warning(sentence)
+        self.transition_group = MutuallyExclusiveCallbackGroup()  # one transition at a time
         self._answer_while_busy()
         Services(
             self,
@@ -100,16 +102,21 @@ class VprNode(LifecycleNode):
         """Whether the node is to take itself to active."""
         return self._settings.config().autostart
 
+    @property
+    def building(self) -> bool:
+        """Whether a configure builds an engine now, before it has opened a map."""
+        return bool(self._doing)
+
     def state_label(self) -> str:
         """The present lifecycle state."""
         return str(self._state_machine.current_state[1])
 
     def _answer_while_busy(self) -> None:
-        """Let questions about the state be answered during a transition, refuse invalid ones.
+        """Let questions be answered during a transition, refuse invalid transitions.
 
-        rclpy puts all lifecycle services in one group, so `get_state` would wait for a long
-        configure; and a transition that the state does not have raises in its callback, which
-        would end the process.
+        rclpy puts the services of the lifecycle and the parameters in one group, so `get_state`
+        and `get_parameters` would wait for a configure that builds an engine for minutes; and a
+        transition that the state does not have raises in its callback and so ends the process.
         """
         group = MutuallyExclusiveCallbackGroup()
         for name in (
@@ -123,6 +130,8 @@ class VprNode(LifecycleNode):
         change = getattr(self, "_service_change_state", None)
         if change is None:
             return
+        change.callback_group = self.transition_group
+        self.transition_group.add_entity(change)
         inner = change.callback
 
         def checked(request: Any, response: Any) -> Any:
@@ -166,11 +175,17 @@ class VprNode(LifecycleNode):
         self._diagnostics_timer.timer_period_ns = round(config.publish.diagnostics_period_s * 1e9)
         self._diagnostics_timer.reset()
         started = time.monotonic()
-        runtime = Runtime(config, self._on_image, self._on_failure)
+        try:
+            runtime = Runtime(config, self._on_image, self._on_failure, self._on_progress)
+        finally:
+            self._doing = ""
         self._watch = StampWatch()
         self._start_counting()
         self._create_publishers()
         self._runtime = runtime
+        now = self._settings.config()
+        if now != config:  # a live parameter was set meanwhile
+            runtime.set_config(now)
         self.get_logger().info(
             f"configured in {time.monotonic() - started:.1f} s: engine {runtime.info.name} on "
             f"{runtime.info.provider}, map {runtime.map.path or '(in memory)'} with "
@@ -178,6 +193,10 @@ class VprNode(LifecycleNode):
             f"{conversions.decoder_name()}"
         )
         self._on_status()
+
+    def _on_progress(self, sentence: str) -> None:
+        """Show what a long configure does, which is logged already; from any thread."""
+        self._doing = sentence
 
     def _start_counting(self) -> None:
         self._stats.start({n: self.resolve_topic_name(t) for n, t in self._topics.items()})
@@ -401,6 +420,7 @@ class VprNode(LifecycleNode):
                 self._runtime,
                 stale_after_s,
                 silent,
+                self._doing,
             )
             message.header.stamp = self.get_clock().now().to_msg()
             self._pub_diagnostics.publish(message)

@@ -167,7 +167,7 @@ def test_a_missing_file_a_folder_and_a_suffix(tmp_path):
         (tmp_path / name).write_bytes(b"x")
         refused(tmp_path / name, ".onnx, .engine, .plan")
     for name in ("model.engine", "model.plan", "MODEL.ENGINE"):
-        refused(tmp_path / name, "TensorRT", "not supported by this version", ".onnx")
+        refused(tmp_path / name, "no such engine file", "correct the path")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x08", bytes(1000)])

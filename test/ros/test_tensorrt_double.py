@@ -1,0 +1,100 @@
+"""The node with a double of TensorRT, whose build takes seconds: nothing here ran on a GPU."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from vpr_process import Camera, wait_until
+
+from hashvpr_ros.srv import InspectMap
+
+DOUBLE = Path(__file__).resolve().parents[1] / "unit" / "engine"
+BUILD_S = 6.0
+
+
+@pytest.fixture
+def start_with_double(start, monkeypatch, tmp_path):
+    """Starts nodes whose `import tensorrt` and `import pycuda.driver` find the double."""
+    pytest.importorskip("onnx", reason="the double reads graphs by onnx")
+    modules = tmp_path / "modules"
+    (modules / "pycuda").mkdir(parents=True)
+    line = "from tensorrt_double import install_from_environment\ninstall_from_environment()\n"
+    (modules / "tensorrt.py").write_text(line)
+    for name in ("__init__.py", "driver.py"):
+        (modules / "pycuda" / name).write_text("")
+    path = [str(modules), str(DOUBLE), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+
+    def make(**parameters):
+        world = {"version": "10.3.0", "build_s": BUILD_S, **parameters.pop("world", {})}
+        monkeypatch.setenv("HASHVPR_DOUBLE", json.dumps(world))
+        return start(
+            engine__cache_dir=str(tmp_path / "cache"), publish__diagnostics_period_s=0.1,
+            keyframes__min_novelty_bits=0, **parameters,
+        )  # fmt: skip
+
+    return make
+
+
+def test_services_and_diagnostics_answer_while_the_double_builds(
+    start_with_double, diagnostics, tmp_path
+):
+    node = start_with_double()
+    done = []
+    thread = threading.Thread(target=lambda: done.append(node.change("configure")))
+    began = time.monotonic()
+    thread.start()
+    said = diagnostics(
+        node, lambda d: "building TensorRT engine" in d["node"]["message"], "it is shown"
+    )
+    assert said["node"]["level"] == 0 and " s" in said["node"]["message"]
+    assert node.set("publish.descriptors", True).successful
+    slowest = 0.0
+    answers = 0
+    while time.monotonic() - began < 0.7 * BUILD_S:
+        asked = time.monotonic()
+        assert node.state() in ("configuring", "unconfigured")
+        assert node.get("engine.tensorrt") == "auto"
+        assert not node.set("engine.threads", 3).successful
+        said = node.call(InspectMap, "inspect_map")
+        assert said.result == said.RESULT_NOT_CONFIGURED, node.text()
+        slowest = max(slowest, time.monotonic() - asked)
+        answers += 1
+    assert not done and answers > 5 and slowest < 2.0
+    thread.join()
+    assert time.monotonic() - began >= BUILD_S and done == [True], node.text()
+    assert node.logged("building TensorRT engine of hashvpr_lite") >= 1
+    assert node.change("activate")
+    assert Camera(node).connect().show(1, 0.0).keyframe_id > 0
+    said = diagnostics(node, lambda d: d["node"]["message"] == "active", "it is active")
+    assert said["node"]["provider"] == "TensorRT 10.3 fp16 (Orin)"
+    # Freed and made again, from the cache this time.
+    assert node.change("deactivate") and node.change("cleanup")
+    again = time.monotonic()
+    assert node.change("configure")
+    assert time.monotonic() - again < BUILD_S
+    assert len(list((tmp_path / "cache").glob("*.engine"))) == 1
+
+
+def test_a_double_that_fails_falls_back_and_is_refused_where_required(start_with_double):
+    node = start_with_double(world={"build_s": 0.0, "fail": {"build": "no implementation found"}})
+    assert node.change("configure")
+    assert node.logged("engine hashvpr_lite on CPUExecutionProvider") == 1
+    said = [s for s in node.text().splitlines() if "ONNX Runtime instead of TensorRT" in s]
+    assert len(said) == 1 and "[WARN]" in said[0] and "no implementation found" in said[0]
+    assert node.change("cleanup")
+    assert node.set("engine.tensorrt", "require").successful
+    assert not node.change("configure")
+    assert node.logged("no implementation found") >= 1 and "Traceback" not in node.text()
+    assert node.state() == "unconfigured"
+
+
+def test_a_signal_ends_the_process_while_the_double_builds(start_with_double):
+    node = start_with_double(autostart=True, world={"build_s": 60.0})
+    wait_until(lambda: node.logged("building TensorRT engine"), "it builds")
+    began = time.monotonic()
+    assert node.stop() == 0, node.text()
+    assert time.monotonic() - began < 5.0
