@@ -27,10 +27,11 @@ def fold(network: nn.Module, height: int, width: int) -> nn.Module:
         height, width: pixels.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    for module in list(network.modules()):
+    for module in list(network.modules()):  # what is inside a replaced one is not used any more
         for name, child in list(module.named_children()):
-            if isinstance(child, TokenAdapter):
-                setattr(module, name, _FoldedTokenAdapter(child))
+            for kind, folded in _REPLACED:
+                if isinstance(child, kind):
+                    setattr(module, name, folded(child))
     for module in network.modules():
         if isinstance(module, ConvNormRelu):
             module.conv = torch.nn.utils.fusion.fuse_conv_bn_eval(module.conv, module.bn)
@@ -116,3 +117,56 @@ def merge_pointwise(adapter: MultiConv) -> tuple[nn.Linear, list[int]]:
     merged.weight.data = torch.cat([p.weight.flatten(1) for p in parts])
     merged.bias.data = torch.cat([p.bias for p in parts])
     return merged.requires_grad_(False), [p.out_channels for p in parts]
+
+
+class _PlainAttention(nn.Module):
+    """`nn.MultiheadAttention` in plain products, whose trace leaves the batch free."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        width = attention.embed_dim
+        self.heads = attention.num_heads
+        weights, biases = (
+            attention.in_proj_weight.split(width),
+            attention.in_proj_bias.split(width),
+        )
+        factors = ((width // self.heads) ** -0.5, 1.0, 1.0)
+        layers = []
+        for weight, bias, factor in zip(weights, biases, factors, strict=True):
+            layer = nn.Linear(width, width)
+            layer.weight.data, layer.bias.data = weight * factor, bias * factor
+            layers.append(layer)
+        self.layers = nn.ModuleList(layers)
+        self.out_proj = attention.out_proj
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, None]:
+        q, k, v = (
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer, x in zip(self.layers, (query, key, value), strict=True)
+        )
+        attended = torch.softmax(q @ k.transpose(2, 3), -1) @ v
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+
+
+class _PlainEncoderLayer(nn.Module):
+    """`nn.TransformerEncoderLayer`, normalised after each part, by plain operations."""
+
+    def __init__(self, layer: nn.TransformerEncoderLayer) -> None:
+        super().__init__()
+        self.attention = _PlainAttention(layer.self_attn)
+        self.linear1, self.linear2 = layer.linear1, layer.linear2
+        self.norm1, self.norm2 = layer.norm1, layer.norm2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + self.attention(x, x, x)[0])
+        return self.norm2(x + self.linear2(functional.relu(self.linear1(x))))
+
+
+# An encoder layer stands before the attention inside it.
+_REPLACED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
+    (TokenAdapter, _FoldedTokenAdapter),
+    (nn.TransformerEncoderLayer, _PlainEncoderLayer),
+    (nn.MultiheadAttention, _PlainAttention),
+)

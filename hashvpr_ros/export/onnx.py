@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -157,11 +157,7 @@ def _check_arguments(
 def _trace(graph: nn.Module, path: Path, size: tuple[int, int], batch: int) -> None:
     example = torch.zeros(batch or 2, *size, 3, dtype=torch.uint8)
     axes = {} if batch else {name: {0: "N"} for name in ("images", "codes", "features")}
-    # Fused encoder layers (BoQ's) have no counterpart in ONNX.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    with warnings.catch_warnings(), torch.no_grad(), ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+    with warnings.catch_warnings(), torch.no_grad():
         # The tracer notes that shapes become constants: for one size of images they are.
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -32,6 +32,11 @@ class GeM(nn.Module):
         return x.pow(self.p).mean((2, 3)).pow(1.0 / self.p)
 
 
+def _for_each(parameter: Tensor, like: Tensor) -> Tensor:
+    """The parameter once for each of a batch; `expand` would make its size a constant of a trace."""
+    return 0.0 * like + parameter
+
+
 class _BoQBlock(nn.Module):
     def __init__(self, width: int, queries: int) -> None:
         super().__init__()
@@ -47,7 +52,7 @@ class _BoQBlock(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.encoder(x)
-        q = self.queries.expand(x.shape[0], -1, -1)
+        q = _for_each(self.queries, x[:, :1, :1])
         q = self.norm_q(q + self.self_attn(q, q, q, need_weights=False)[0])
         seen = self.cross_attn(q, x, x, need_weights=False)[0]
         return x, self.norm_out(seen)
@@ -135,13 +140,12 @@ class Salad(nn.Module):
             raise ConfigError(
                 f"SALAD needs more than {m} patches, not {n}; give a larger input size"
             )
-        scores = torch.cat(
-            [scores, self.dust_bin.expand(scores.shape[0], 1, n).to(scores.dtype)], 1
-        )
+        dust = _for_each(self.dust_bin, scores[:, :1])
+        scores = torch.cat([scores, dust], 1)
         norm = -math.log(n + m)
         rows = torch.full((m + 1,), norm, dtype=scores.dtype, device=scores.device)
         rows[-1] += math.log(n - m)
-        v = torch.zeros_like(scores[:, 0])
+        v = 0.0 * scores[:, 0]
         for _ in range(3):
             u = rows - torch.logsumexp(scores + v[:, None], 2)
             v = norm - torch.logsumexp(scores + u[:, :, None], 1)
