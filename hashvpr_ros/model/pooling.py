@@ -33,7 +33,7 @@ class GeM(nn.Module):
 
 
 def _for_each(parameter: Tensor, like: Tensor) -> Tensor:
-    """The parameter once for each of a batch; `expand` would make its size a constant of a trace."""
+    """The parameter for each of a batch; `expand` would make its size a constant of a trace."""
     return 0.0 * like + parameter
 
 

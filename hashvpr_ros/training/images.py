@@ -30,7 +30,7 @@ def augment(image: NDArray[np.uint8], kind: str, seed: int) -> NDArray[np.uint8]
 
     Args:
         image: uint8 [H, W, 3].
-        kind: randaugment (Cubuk et al., CVPRW 2020), camera, or none.
+        kind: randaugment (Cubuk et al., CVPRW 2020), camera, mirror, or none.
         seed: of the randomness; PLAIN leaves the image as it is.
 
     Returns:
@@ -38,6 +38,8 @@ def augment(image: NDArray[np.uint8], kind: str, seed: int) -> NDArray[np.uint8]
     """
     if seed == PLAIN or kind == "none":
         return image
+    if kind == "mirror":
+        return np.ascontiguousarray(image[:, ::-1])
     if kind == "camera":
         return random_camera(image, np.random.default_rng(seed))
     try:
@@ -90,12 +92,21 @@ def _one_thread(_: int) -> None:
 
 
 def plan_epoch(
-    places: Places, places_per_batch: int, images_per_place: int, seed: int, epoch: int
+    places: Places,
+    places_per_batch: int,
+    images_per_place: int,
+    seed: int,
+    epoch: int,
+    looks: int = 0,
 ) -> list[tuple[list[tuple[int, int]], list[int]]]:
     """The batches of an epoch: keys for `ImageReader` over all images in order, and place labels.
 
     Every place comes once an epoch; the last batch may be smaller. A place with fewer images than
     asked for repeats them, each time under another augmentation.
+
+    Args:
+        looks: augmentations that the images of a batch share; 0: each has its own. A place seen
+            among others under the same look is harder to tell from them.
     """
     rng = np.random.default_rng((seed, epoch))
     starts = np.cumsum([0, *(len(p) for p in places)])
@@ -106,11 +117,13 @@ def plan_epoch(
         if len(chosen) < 2:
             break  # one place alone has no negatives
         keys, labels = [], []
+        shared = rng.integers(2**62, size=looks)
         for place in chosen:
             count = len(places[place])
             picks = rng.permutation(max(count, images_per_place))[:images_per_place] % count
             for pick in picks:
-                keys.append((int(starts[place] + pick), int(rng.integers(2**62))))
+                look = rng.choice(shared) if looks else rng.integers(2**62)
+                keys.append((int(starts[place] + pick), int(look)))
                 labels.append(int(place))
         batches.append((keys, labels))
     return batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -62,6 +63,23 @@ def similarity_constraint(logits: Tensor, codes: Tensor, pairs: Pairs) -> Tensor
     cosine = torch.cosine_similarity(logits[first], logits[second])
     agreement = (codes[first] * codes[second]).mean(1)
     return (cosine - agreement).square().mean()
+
+
+def anchor_loss(output: Tensor, anchor: Tensor, *, binary: bool) -> Tensor:
+    """Mean squared change of the similarities within a batch (distillation).
+
+    Args:
+        output: features [N, D], or logits [N, bits] whose signs count; L2-normalised.
+        anchor: features that it began with, or that it stands for, [N, D'].
+        binary: compare the codes' agreement with what random hyperplanes would give them,
+            (2 / pi) asin(cosine).
+    """
+    wanted = anchor @ anchor.T
+    if binary:
+        codes = sign(output)
+        wanted = torch.asin(wanted.clamp(-1, 1)) * (2 / math.pi)
+        return (codes @ codes.T / codes.shape[1] - wanted).square().mean()
+    return (output @ output.T - wanted).square().mean()
 
 
 LOSSES: dict[str, Any] = {"float": FloatLoss, "hash": HashLoss}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.model.checkpoints import load_backbone, open_checkpoint
+from hashvpr_ros.model.efficientnet_lite import load_imagenet
+from hashvpr_ros.model.lite import LiteNetwork
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
 from hashvpr_ros.training.config import ModelSettings
 
@@ -25,9 +25,10 @@ def start_network(settings: ModelSettings, branch: str) -> Any:
         CheckpointError: a checkpoint cannot be used.
         ConfigError: the hash branch is asked for without a checkpoint that has a float branch.
     """
-    network = _start_dinov2(settings, branch)
+    start = _start_lite if settings.network == "lite" else _start_dinov2
+    network = start(settings, branch)
     network.requires_grad_(False)
-    learning_part(network, branch).requires_grad_(True)
+    network.learning(branch).requires_grad_(True)
     return network
 
 
@@ -46,10 +47,7 @@ def _start_dinov2(settings: ModelSettings, branch: str) -> SelaVpr:
                 network.hash_branch.side.load_state_dict(network.float_branch.side.state_dict())
         return network
     if branch == "hash":
-        raise ConfigError(
-            "the hash branch is trained beside a trained float branch; set model.checkpoint to "
-            "the best.pth of `hashvpr train float`"
-        )
+        raise ConfigError(_NO_CHECKPOINT)
     network = SelaVpr(
         NetworkConfig(
             backbone=settings.size,
@@ -64,6 +62,27 @@ def _start_dinov2(settings: ModelSettings, branch: str) -> SelaVpr:
     return network
 
 
+def _start_lite(settings: ModelSettings, branch: str) -> LiteNetwork:
+    if settings.checkpoint:
+        network = open_checkpoint(settings.checkpoint).network
+        if not isinstance(network, LiteNetwork):
+            raise ConfigError(f"{settings.checkpoint}: is of DINOv2; set model.network to dinov2")
+        if branch == "hash" and network.hash_branch is None:
+            network.add_branch("hash")
+        return network
+    if branch == "hash":
+        raise ConfigError(_NO_CHECKPOINT)
+    network = LiteNetwork()
+    load_imagenet(network.backbone, settings.backbone_weights)
+    return network
+
+
+_NO_CHECKPOINT = (
+    "the hash branch is trained beside a trained float branch; set model.checkpoint to the "
+    "best.pth of `hashvpr train float`"
+)
+
+
 def _require_float(network: Any, settings: ModelSettings) -> None:
     if network.float_branch is None:
         raise ConfigError(
@@ -72,13 +91,7 @@ def _require_float(network: Any, settings: ModelSettings) -> None:
         )
 
 
-def learning_part(network: Any, branch: str) -> nn.Module:
-    """The branch that learns."""
-    part: nn.Module = getattr(network, f"{branch}_branch")
-    return part
-
-
 def set_train(network: Any, branch: str) -> None:
-    """Training mode for the branch that learns, evaluation for all else."""
+    """Training mode for what learns, evaluation for all else."""
     network.eval()
-    learning_part(network, branch).train()
+    network.learning(branch).train()

@@ -6,6 +6,7 @@ killed and goes on from its last epoch ends as one that was not.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -21,16 +22,19 @@ from hashvpr_ros.errors import CheckpointError, ConfigError
 from hashvpr_ros.model.checkpoints import (
     CheckpointInfo,
     load_into,
+    open_checkpoint,
     read_checkpoint,
     read_state,
     save_network,
 )
+from hashvpr_ros.model.lite import LiteNetwork, pool
 from hashvpr_ros.training.cache import StageCache
-from hashvpr_ros.training.config import TrainConfig, flatten
+from hashvpr_ros.training.config import CacheSettings, TrainConfig, flatten
 from hashvpr_ros.training.images import PLAIN, ImageReader, plan_epoch
-from hashvpr_ros.training.losses import LOSSES
+from hashvpr_ros.training.lite_start import learn_code, learn_whitening
+from hashvpr_ros.training.losses import LOSSES, anchor_loss
 from hashvpr_ros.training.places import read_places
-from hashvpr_ros.training.stages import learning_part, set_train, start_network
+from hashvpr_ros.training.stages import set_train, start_network
 from hashvpr_ros.training.validation import Validation
 
 _VALIDATION_BATCH = 16
@@ -79,6 +83,7 @@ class Source:
                 reader,
                 views=views,
                 seed=config.optimizer.seed,
+                shared=config.data.looks_per_batch > 0,
                 workers=self._workers,
                 progress=bar(len(reader.paths) * views, "caching features"),
             )
@@ -159,9 +164,15 @@ class Trainer:
             )
             plain = ImageReader(self.validation.paths, *self.size, "none")
             self._validation_source = Source(config, self.network, plain, self.device, 1, bar)
+        if isinstance(self.network, LiteNetwork) and self._is_new():
+            self._start_lite()
+        # Kept as it is before what is learned is restored: the same whether resumed or not.
+        self._anchor = None
+        if config.loss.anchor:
+            self._anchor = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.loss = LOSSES[branch](config.loss).to(self.device)
         self._optimizer = torch.optim.AdamW(
-            learning_part(self.network, branch).parameters(),
+            self.network.learning(branch).parameters(),
             lr=config.optimizer.learning_rate,
             weight_decay=config.optimizer.weight_decay,
         )
@@ -219,6 +230,7 @@ class Trainer:
             settings.images_per_place,
             settings.seed,
             number,
+            self.config.data.looks_per_batch,
         )
         set_train(self.network, self.branch)
         total, steps = 0.0, 0
@@ -252,20 +264,102 @@ class Trainer:
         return Epoch(number, total / max(steps, 1), recall, best)
 
     def _loss(self, stages: list[Tensor], labels: Tensor) -> Tensor:
-        loss, _ = self.loss(self._describe(stages), labels)
+        output = self._describe(stages)
+        loss: Tensor = self.loss(output, labels)[0]
+        if self._anchor is not None:
+            # A code is held to the feature's similarities, whatever it began with.
+            with torch.no_grad():
+                anchor = self._anchor.branch("float", stages, self.size)
+            loss = loss + self.config.loss.anchor * anchor_loss(
+                output, anchor, binary=self.branch == "hash"
+            )
         return loss
+
+    def _is_new(self) -> bool:
+        """Whether the branch did not come with the checkpoint."""
+        if not self.config.model.checkpoint:
+            return True
+        state = read_state(self.config.model.checkpoint)
+        return not any(k.startswith(f"{self.branch}_branch.") for k in state)
+
+    def _start_lite(self) -> None:
+        """What the lite network learns in closed form, from each image and its mirror image."""
+        data = self.config.data
+        paths = [p for place in self.places for p in place]
+        numbers = [i for i, place in enumerate(self.places) for _ in place]
+        pooled, tick = [], self._bar(2 * len(paths), "learning the start")
+        for kind in ("none", "mirror"):
+            reader = ImageReader(paths, *self.size, kind)
+            keys = [[(i, 0)] for i in range(len(paths))]  # one by one: no batch changes the result
+            for images in reader.batches(keys, data.workers):
+                with torch.no_grad():
+                    stages = self.network.stages(normalise(self.network, images.to(self.device)))
+                    pooled.append(pool(self.network.float_branch.side(stages)).cpu())
+                tick(len(images))
+        x = torch.cat(pooled)
+        # A mirrored place is another place.
+        labels = torch.tensor([*numbers, *(n + len(self.places) for n in numbers)])
+        head = (
+            self.network.float_branch if self.branch == "float" else self.network.hash_branch
+        ).head
+        if self.branch == "float":
+            weight, bias = learn_whitening(x, labels)
+        else:
+            float_head = self.network.float_branch.head
+            with torch.no_grad():
+                features = self.network.float_branch(x.to(self.device)).cpu()
+            rotation = learn_code(features)
+            weight, bias = rotation @ float_head.weight.cpu(), rotation @ float_head.bias.cpu()
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+
+    def finish(self) -> None:
+        """Write into the best checkpoint what its probabilities are, from the validation set.
+
+        Raises:
+            CheckpointError, DatasetError: see `Trainer`.
+        """
+        best = self.folder / BEST
+        if self.validation is None or not best.exists() or self.network.float_branch is None:
+            return
+        opened = open_checkpoint(best)
+        network = opened.network.to(self.device)
+        self.network = network
+        changed = ImageReader(
+            self.validation.paths[: self.validation.queries], *self.size, "camera"
+        )
+        config = dataclasses.replace(self.config, cache=CacheSettings())
+        source = Source(config, network, changed, self.device, 1, self._bar)
+        described = [
+            self._describe_all(source_, count, seed, "float")
+            for source_, count, seed in (
+                (self._validation_source, len(self.validation.paths), PLAIN),
+                (source, self.validation.queries, self.config.optimizer.seed),
+            )
+        ]
+        curve = self.validation.probability_curve(*described)
+        save_network(best, network, dataclasses.replace(opened.info, probability_curve=curve))
+
+    def _describe_all(self, source: Source, count: int, seed: int, branch: str) -> Tensor:
+        """Descriptors of images 0 to count - 1; each under an augmentation of its own."""
+        keys = [(i, seed if seed == PLAIN else seed + i) for i in range(count)]
+        parts = [keys[i : i + _VALIDATION_BATCH] for i in range(0, len(keys), _VALIDATION_BATCH)]
+        self.network.eval()
+        with torch.no_grad(), self._autocast():
+            outputs = [
+                self.network.branch(branch, stages, self.size).float().cpu()
+                for stages in source.batches(parts)
+            ]
+        return torch.cat(outputs)
 
     def _validate(self) -> dict[str, float]:
         if self.validation is None:
             return {}
-        self.network.eval()
-        keys = [(i, PLAIN) for i in range(len(self.validation.paths))]
-        parts = [keys[i : i + _VALIDATION_BATCH] for i in range(0, len(keys), _VALIDATION_BATCH)]
-        with torch.no_grad():
-            outputs = [
-                self._describe(stages).cpu() for stages in self._validation_source.batches(parts)
-            ]
-        return self.validation.recall(torch.cat(outputs), binary=self.branch == "hash")
+        output = self._describe_all(
+            self._validation_source, len(self.validation.paths), PLAIN, self.branch
+        )
+        return self.validation.recall(output, binary=self.branch == "hash")
 
     def _save(self, best: bool) -> None:
         info = CheckpointInfo(size=self.size, license=self.config.model.license)

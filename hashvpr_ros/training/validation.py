@@ -51,3 +51,40 @@ class Validation:
         # Equal distances go by number, as the map's search does.
         ranked = np.argsort(-similarity.numpy(), axis=1, kind="stable")[:, :10]
         return recall_at(ranked.tolist(), self.positives)
+
+    def probability_curve(self, features: Tensor, changed: Tensor) -> tuple[float, float] | None:
+        """P(the best match is right) over its distinctness, by logistic regression.
+
+        Each query is asked for twice: as it is, and with its correct references out of the map, so
+        that the best match is wrong. The distinctness is the best cosine less the best at another
+        reference (matching.distinct), so the set should be of places apart from one another.
+
+        Args:
+            features: float32 [queries + references, D], L2-normalised.
+            changed: the queries once more, under another camera and light, [queries, D].
+
+        Returns:
+            slope and intercept; None where the regression finds no rising curve.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        references = features[self.queries :]
+        distinctness, right = [], []
+        for queries in (features[: self.queries], changed):
+            similarity = (queries @ references.T).numpy()
+            for row, positives in zip(similarity, self.positives, strict=True):
+                absent = row.copy()
+                absent[list(positives)] = -np.inf
+                for scores, present in ((row, True), (absent, False)):
+                    best = int(scores.argmax())
+                    # Whatever shows the place that was found is no rival of it.
+                    rivals = scores.copy()
+                    rivals[list(positives) if present and best in positives else [best]] = -np.inf
+                    distinctness.append(float(scores[best] - rivals.max()))
+                    right.append(present and best in positives)
+        x, y = np.array(distinctness)[:, None], np.array(right)
+        if not np.isfinite(x).all() or y.all() or not y.any():
+            return None
+        fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(x, y)
+        slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+        return (round(slope, 3), round(intercept, 3)) if slope > 0 else None

@@ -1,0 +1,74 @@
+"""Where the lite network's branches begin: learned whitening, and iterative quantisation.
+
+Learned whitening (Radenovic et al., TPAMI 2019, section 3.3): the covariance of the differences
+within places is whitened, then the principal axes of the result are kept. ITQ (Gong et al., TPAMI
+2013): the rotation after whose signs least is lost. In float64, with fixed seeds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hashvpr_ros.model.lite import FEATURE_DIM
+from hashvpr_ros.types import CODE_BITS
+
+SHRINKAGE = 1.0  # of the within-place covariance towards a multiple of the identity
+_PRINCIPAL = 900  # axes kept before whitening
+_ITQ_ITERATIONS = 50
+
+
+def learn_whitening(
+    pooled: Tensor, labels: Tensor, dim: int = FEATURE_DIM
+) -> tuple[Tensor, Tensor]:
+    """A linear layer that whitens what differs within places.
+
+    Args:
+        pooled: descriptors, [n, P].
+        labels: place of each, [n].
+        dim: of the result; fewer axes than that are filled up with zeros.
+
+    Returns:
+        weight float32 [dim, P] and bias float32 [dim]; outputs have a norm of about 1.
+    """
+    x = pooled.double()
+    mean = x.mean(0)
+    _, _, axes = torch.linalg.svd(x - mean, full_matrices=False)
+    axes = axes[: min(_PRINCIPAL, len(x) - 1)].T
+    differences = [
+        x[i] - x[j]
+        for label in labels.unique()
+        for members in [torch.nonzero(labels == label)[:, 0].tolist()]
+        for a, i in enumerate(members)
+        for j in members[a + 1 :]
+    ]
+    within = torch.stack(differences) @ axes
+    values, vectors = torch.linalg.eigh(within.T @ within / len(within))
+    scale = (values.clamp(min=0) + SHRINKAGE * values.mean()).rsqrt()
+    whiten = axes @ (vectors * scale) @ vectors.T
+    _, _, principal = torch.linalg.svd((x - mean) @ whiten, full_matrices=False)
+    weight = (whiten @ principal[:dim].T).T
+    # The sign of an axis is arbitrary: fixed, so that every library gives the same.
+    largest = weight.abs().argmax(1)
+    weight = weight * weight[torch.arange(len(weight)), largest].sign()[:, None]
+    weight = functional.pad(weight, (0, 0, 0, dim - len(weight)))
+    weight = weight / ((x - mean) @ weight.T).norm(dim=1).mean()
+    return weight.float(), -(weight @ mean).float()
+
+
+def learn_code(features: Tensor) -> Tensor:
+    """ITQ: the rotation [512, D] of centred features after whose signs least of them is lost.
+
+    Args:
+        features: [n, D], D at most 512.
+    """
+    x = functional.normalize(features.double())
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(CODE_BITS, x.shape[1], generator=generator, dtype=torch.float64)
+    rotation = torch.linalg.qr(start)[0].T  # orthonormal rows, [D, 512]
+    for _ in range(_ITQ_ITERATIONS):
+        signs = torch.where(x @ rotation >= 0, 1.0, -1.0).double()
+        u, _, vh = torch.linalg.svd(x.T @ signs, full_matrices=False)
+        rotation = u @ vh
+    return rotation.T.float()
