@@ -34,7 +34,6 @@ class StageCache:
         reader: of the images.
         views: of each image; the first is plain.
         seed: of the augmentations.
-        shared: give a view the same augmentation in all images.
         workers: processes that read images.
         progress: called with the number of images done.
 
@@ -51,17 +50,16 @@ class StageCache:
         *,
         views: int,
         seed: int,
-        shared: bool,
         workers: int,
         progress: Callable[[int], object],
     ) -> None:
         self.views = views
         self.count = len(reader.paths)
-        mark = self._mark(network, reader, views, seed, shared)
+        mark = self._mark(network, reader, views, seed)
         self.folder = folder.expanduser() / mark[:32]
         try:
             if not (self.folder / "complete.json").is_file():
-                self._make(network, normalise, reader, seed, shared, workers, progress)
+                self._make(network, normalise, reader, seed, workers, progress)
             shapes = json.loads((self.folder / "complete.json").read_text())
             total = self.count * views
             self._stages = [
@@ -75,11 +73,11 @@ class StageCache:
             ) from e
 
     @staticmethod
-    def _mark(network: Any, reader: ImageReader, views: int, seed: int, shared: bool) -> str:
+    def _mark(network: Any, reader: ImageReader, views: int, seed: int) -> str:
         digest = hashlib.sha256(
             fingerprint(network.backbone, reader.height, reader.width).encode()
         )
-        digest.update(f"{reader.kind} {views} {seed} {shared}".encode())
+        digest.update(f"{reader.kind} {views} {seed}".encode())
         for path in reader.paths:
             stat = path.stat()
             digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
@@ -91,15 +89,12 @@ class StageCache:
         normalise: Callable[[Tensor], Tensor],
         reader: ImageReader,
         seed: int,
-        shared: bool,
         workers: int,
         progress: Callable[[int], object],
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(seed)
         seeds = rng.integers(2**62, size=(self.count, self.views))
-        if shared:
-            seeds[:] = seeds[0]
         seeds[:, 0] = PLAIN
         keys = [(i, int(seeds[i, v])) for i in range(self.count) for v in range(self.views)]
         batches = [keys[i : i + _BATCH] for i in range(0, len(keys), _BATCH)]

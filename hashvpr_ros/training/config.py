@@ -66,13 +66,6 @@ class DataSettings:
         "randaugment (3 operations), camera (another camera, light and weather), or none.",
         choices=("randaugment", "camera", "none"),
     )
-    looks_per_batch: int = setting(
-        0,
-        "Augmentations that the images of a batch share, as one camera's images share its look. "
-        "0: each image has its own.",
-        low=0,
-        high=1000,
-    )
     workers: int = setting(2, "Processes that read images. 0: none besides this.", low=0, high=64)
 
 

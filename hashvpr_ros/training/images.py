@@ -92,21 +92,12 @@ def _one_thread(_: int) -> None:
 
 
 def plan_epoch(
-    places: Places,
-    places_per_batch: int,
-    images_per_place: int,
-    seed: int,
-    epoch: int,
-    looks: int = 0,
+    places: Places, places_per_batch: int, images_per_place: int, seed: int, epoch: int
 ) -> list[tuple[list[tuple[int, int]], list[int]]]:
     """The batches of an epoch: keys for `ImageReader` over all images in order, and place labels.
 
     Every place comes once an epoch; the last batch may be smaller. A place with fewer images than
     asked for repeats them, each time under another augmentation.
-
-    Args:
-        looks: augmentations that the images of a batch share; 0: each has its own. A place seen
-            among others under the same look is harder to tell from them.
     """
     rng = np.random.default_rng((seed, epoch))
     starts = np.cumsum([0, *(len(p) for p in places)])
@@ -117,13 +108,11 @@ def plan_epoch(
         if len(chosen) < 2:
             break  # one place alone has no negatives
         keys, labels = [], []
-        shared = rng.integers(2**62, size=looks)
         for place in chosen:
             count = len(places[place])
             picks = rng.permutation(max(count, images_per_place))[:images_per_place] % count
             for pick in picks:
-                look = rng.choice(shared) if looks else rng.integers(2**62)
-                keys.append((int(starts[place] + pick), int(look)))
+                keys.append((int(starts[place] + pick), int(rng.integers(2**62))))
                 labels.append(int(place))
         batches.append((keys, labels))
     return batches

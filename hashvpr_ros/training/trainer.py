@@ -83,7 +83,6 @@ class Source:
                 reader,
                 views=views,
                 seed=config.optimizer.seed,
-                shared=config.data.looks_per_batch > 0,
                 workers=self._workers,
                 progress=bar(len(reader.paths) * views, "caching features"),
             )
@@ -230,7 +229,6 @@ class Trainer:
             settings.images_per_place,
             settings.seed,
             number,
-            self.config.data.looks_per_batch,
         )
         set_train(self.network, self.branch)
         total, steps = 0.0, 0

@@ -33,7 +33,6 @@ def config(data, tmp_path) -> TrainConfig:
         "data.height": 96,
         "data.width": 128,
         "data.augmentation": "camera",
-        "data.looks_per_batch": 2,
         "data.workers": 0,
         "cache.folder": str(tmp_path / "cache"),
         "cache.views": 3,
