@@ -61,17 +61,24 @@ def command(
             progress=bar.update,
         )
     rows: list[tuple[str, ...]] = [
-        ("batch", "PyTorch (ms)", "fp32 (ms)", "int8 (ms)", "fp32 gains", "int8 gains on it")
+        (
+            *("batch", "PyTorch (ms)", "fp32 (ms)", "int8 (ms)", "fp32 backbone (ms)"),
+            *("fp32 gains", "int8 gains on it", "fp32 to backbone"),
+        )
     ]
     for row in result["rows"]:
-        cells = [f"{row[k]['median']:.0f} (p95 {row[k]['p95']:.0f})" for k in _SIDES]
-        medians = [row[k]["median"] for k in _SIDES]
-        gains = [f"{medians[0] / medians[1]:.2f}x", f"{medians[1] / medians[2]:.2f}x"]
-        rows.append((str(row["batch"]), *cells, *gains))
+        times = [row.get(k) for k in _SIDES]
+        cells = [f"{t['median']:.1f} (p95 {t['p95']:.1f})" if t else "none" for t in times]
+        torch_ms, fp32, int8, backbone = (t["median"] if t else 0.0 for t in times)
+        gains = [f"{torch_ms / fp32:.2f}x", f"{fp32 / int8:.2f}x" if int8 else "none"]
+        rows.append((str(row["batch"]), *cells, *gains, f"{fp32 / backbone:.2f}"))
     click.echo(f"{opened.network.name}, {size[0]}x{size[1]}, {threads} threads")
     click.echo(table(rows))
     for precision in ("fp32", "int8"):
         agreement = result[precision]
+        if "refused" in agreement:
+            click.echo(f"{precision}: {agreement['refused'].partition(': ')[2]}")
+            continue
         click.echo(
             f"{precision}: {agreement['megabytes']:.1f} MB, largest difference "
             f"{agreement['largest_error']:.2g}, {100 * agreement['bits_equal']:.2f} % of bits "
@@ -82,4 +89,4 @@ def command(
     click.echo(machine())
 
 
-_SIDES = ("torch", "fp32", "int8")
+_SIDES = ("torch", "fp32", "int8", "backbone")

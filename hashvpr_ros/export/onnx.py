@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from hashvpr_ros.errors import ConfigError, EngineError
 from hashvpr_ros.export import precision as conversion
@@ -156,9 +156,31 @@ def _check_arguments(
         )
 
 
-def _trace(graph: nn.Module, path: Path, size: tuple[int, int], batch: int) -> None:
+class _Frozen(nn.Module):
+    """uint8 [N, H, W, 3] to what the backbone alone says."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.graph = EngineGraph(network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.graph.network.frozen(self.graph.normalise(images))
+
+
+def export_backbone(network: nn.Module, path: Path, size: tuple[int, int]) -> None:
+    """Write the frozen backbone alone, for benchmarks to stand beside; see `export_onnx`."""
+    _trace(_Frozen(fold(network, *size)), path, size, 0, ("frozen",))
+
+
+def _trace(
+    graph: nn.Module,
+    path: Path,
+    size: tuple[int, int],
+    batch: int,
+    outputs: Sequence[str] = ("codes", "features"),
+) -> None:
     example = torch.zeros(batch or 2, *size, 3, dtype=torch.uint8)
-    axes = {} if batch else {name: {0: "N"} for name in ("images", "codes", "features")}
+    axes = {} if batch else {name: {0: "N"} for name in ("images", *outputs)}
     with warnings.catch_warnings(), torch.no_grad():
         # The tracer notes that shapes become constants: for one size of images they are.
         warnings.simplefilter("ignore")
@@ -167,7 +189,7 @@ def _trace(graph: nn.Module, path: Path, size: tuple[int, int], batch: int) -> N
             (example,),
             str(path),
             input_names=["images"],
-            output_names=["codes", "features"],
+            output_names=list(outputs),
             opset_version=OPSET,
             dynamo=False,
             dynamic_axes=axes,

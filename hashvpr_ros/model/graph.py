@@ -41,10 +41,13 @@ class EngineGraph(nn.Module):
 
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Hash logits float32 [N, 512] instead of codes."""
-        # Cast first: TensorRT knows bytes at the graph's ends alone.
-        pixels = images.float().permute(0, 3, 1, 2) * self.scale - self.shift
-        feature, logits = self.network(pixels)
+        feature, logits = self.network(self.normalise(images))
         return logits, feature
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] to what the network takes."""
+        # Cast first: TensorRT knows bytes at the graph's ends alone.
+        return images.float().permute(0, 3, 1, 2) * self.scale - self.shift
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and features."""

@@ -169,6 +169,10 @@ class LiteNetwork(nn.Module):
         output: Tensor = getattr(self, f"{name}_branch")(pooled)
         return output
 
+    def frozen(self, images: Tensor) -> Tensor:
+        """What the backbone says without any training: its maps pooled, [N, POOLED_DIM]."""
+        return pool(self.stages(images))
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Feature and hash logits, each L2-normalised; None without the hash branch."""
         pooled = pool(self.float_branch.side(self.stages(images)))

@@ -204,6 +204,11 @@ class SelaVpr(nn.Module):
         output: Tensor = branch(stages, self.backbone.norm, grid)
         return output
 
+    def frozen(self, images: Tensor) -> Tensor:
+        """What the backbone says without any training: its final tokens, [N, T, D]."""
+        tokens: Tensor = self.backbone(images)
+        return tokens
+
     def forward(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Feature and hash logits, each L2-normalised, None without the branch."""
         stages = self.stages(images)
