@@ -82,9 +82,9 @@ def command(
                 f"{row['parameters'] / 1e6:.1f}",
                 f"{step['median']:.2f}",
                 f"{step['p95']:.2f}",
-                f"{step['median'] / base['step_s']['median']:.2f}",
+                _ratio(step["median"], base["step_s"]["median"]),
                 f"{row['peak_mb']:.0f}",
-                f"{row['peak_mb'] / base['peak_mb']:.2f}",
+                _ratio(row["peak_mb"], base["peak_mb"]),
             )
         )
     click.echo(f"DINOv2 {size}, {image}x{image}, batch {batch}, fp32, {threads} threads")
@@ -96,6 +96,11 @@ def command(
 
         plots.training_cost(plot, rows)
     click.echo(machine())
+
+
+def _ratio(value: float, base: float) -> str:
+    """A small step may need no more than the start did, and then nothing compares with it."""
+    return f"{value / base:.2f}" if base else "none"
 
 
 def _run(way: str, options: list[str]) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def training_cost(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         ):
             bars = axes.barh(labels, values, color=colors)
             axes.bar_label(bars, [f"{v:.3g}" if v < 10 else f"{v:.0f}" for v in values], padding=3)
-            axes.set(xlabel=unit, xlim=(0, 1.15 * max(values)))
+            axes.set(xlabel=unit, xlim=(0, 1.15 * max(*values, 1e-9)))
         left.invert_yaxis()
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)

@@ -11,7 +11,7 @@ from cli_helpers import COMMAND, ENVIRONMENT, Done, process, refused, strict_jso
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import write_json
-from hashvpr_ros.cli.export import command as export_command
+from hashvpr_ros.cli.engine import command as engine_command
 from hashvpr_ros.cli.main import COMMANDS
 from hashvpr_ros.cli.map import command as map_command
 from hashvpr_ros.errors import ConfigError
@@ -33,7 +33,8 @@ def test_version_and_help():
     [
         *([name] for name in COMMANDS),
         *(["map", name] for name in map_command.commands),
-        *(["export", name] for name in export_command.commands),
+        *(["engine", name] for name in engine_command.commands),
+        *(["bench", name] for name in ("train", "export")),
     ],
     ids=" ".join,
 )
@@ -43,7 +44,7 @@ def test_every_command_has_help(run, words):
     assert "--help" in out and len(out.splitlines()) > 5
 
 
-@pytest.mark.parametrize("words", [[], ["map"], ["export"]])
+@pytest.mark.parametrize("words", [[], ["map"], ["engine"]])
 def test_without_a_command_the_help_is_shown(run, words):
     done = run(*words)
     assert "Commands:" in done.out + done.err
@@ -109,7 +110,6 @@ def test_an_error_is_one_line_in_a_process_too(tmp_path):
         (["evaluate"], ["FOLDER"]),
         (["evaluate", "f", "--top-k", "0"], ["--top-k"]),
         (["evaluate", "f", "--tolerance", "-1"], ["--tolerance"]),
-        (["export", "lite"], ["--images"]),
     ],
     ids=lambda v: " ".join(v),
 )

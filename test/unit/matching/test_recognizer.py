@@ -86,7 +86,8 @@ def test_mapping_only_adds_and_localization_only_asks(engine, place_map, shots):
     vpr.set_mode(Mode.LOCALIZATION)
     s = shots[4]
     d = vpr.process(s.rgb, s.stamp_ns, None)
-    assert d.hypotheses[0].similarity > 0.9 and d.keyframe_id == 0 and d.session == ""
+    # The keyframe may be the view half a metre away.
+    assert d.hypotheses[0].similarity > 0.85 and d.keyframe_id == 0 and d.session == ""
     assert len(place_map) == held
 
 
