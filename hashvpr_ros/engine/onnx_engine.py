@@ -44,6 +44,8 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = _open_session(self.path, options, chosen)
         self.info = _read_info(session, self.path)
+        batch = session.get_inputs()[0].shape[0]
+        self._batch = batch if isinstance(batch, int) else 0  # images at a time; 0: any number
         self._session = session
         _log.info(
             "engine %s %s: %d x %d pixels, %d-d features, on %s",
@@ -59,17 +61,36 @@ class OnnxEngine:
         """See `DescriptorEngine.describe`."""
         if self._session is None:
             raise closed(self.path)
-        images = check_images(images, self.info, self.path)
+        images = np.ascontiguousarray(check_images(images, self.info, self.path))
         try:
-            codes, features = self._session.run(
-                ("codes", "features"), {"images": np.ascontiguousarray(images)}
-            )
+            if self._batch in (0, len(images)):
+                codes, features = self._session.run(("codes", "features"), {"images": images})
+            else:
+                codes, features = self._in_batches(images)
         except Exception as e:  # see above
             raise EngineError(
                 f"{self.path}: the runtime failed ({_first_line(e)}); export the model again, or "
                 "choose another of engine.providers"
             ) from e
         check_features(features, self.path)
+        return codes, features
+
+    def _in_batches(
+        self, images: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The same for a model that takes a fixed number of images; the last ones are repeated."""
+        assert self._session is not None
+        short = -len(images) % self._batch
+        padded = np.concatenate([images, np.repeat(images[-1:], short, axis=0)])
+        parts = [
+            self._session.run(
+                ("codes", "features"), {"images": padded[start : start + self._batch]}
+            )
+            for start in range(0, len(padded), self._batch)
+        ]
+        codes, features = (
+            np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True)
+        )
         return codes, features
 
     def warm_up(self) -> None:
@@ -156,8 +177,6 @@ def _read_info(session: onnxruntime.InferenceSession, path: Path) -> EngineInfo:
     shape = image.shape
     if image.type != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3:
         raise refuse(f"'images' is {image.type} {shape}, not uint8 [N, H, W, 3]")
-    if isinstance(shape[0], int) and shape[0] != 1:
-        raise refuse(f"'images' takes {shape[0]} images at a time, not one or any number")
     if not all(isinstance(v, int) and v > 0 for v in shape[1:3]):
         raise refuse(f"'images' has no fixed height and width: {shape}")
     if code.type != "tensor(uint8)" or len(code.shape) != 2 or code.shape[1] != CODE_BYTES:
