@@ -59,6 +59,13 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
         f"{trainer.network.name}, {branch} branch: {len(trainer.places)} places, "
         f"{settings.data.height}x{settings.data.width}, on {trainer.device.type} ({machine()})"
     )
+    model = settings.model
+    if model.network == "dinov2" and not (model.backbone_weights or model.checkpoint):
+        click.echo(
+            "hashvpr: warning: the backbone is random; set model.backbone_weights to Meta's "
+            "dinov2_vit*14_pretrain.pth",
+            err=True,
+        )
     if trainer.epoch:
         click.echo(f"going on after epoch {trainer.epoch - 1}")
     history = []

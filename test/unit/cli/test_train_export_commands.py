@@ -30,6 +30,7 @@ def trained(run, few, tmp_path):
     path.write_text(yaml.safe_dump(settings))
     done = run("train", "float", path)
     well(done)
+    assert "the backbone is random; set model.backbone_weights" in done.err
     assert "4 places, 28x42" in done.out and "epoch 0: loss" in done.out
     history = json.loads((tmp_path / "float" / "history.json").read_text())
     assert history[0]["epoch"] == 0 and set(history[0]["recall"]) == {"1", "5", "10"}
