@@ -27,3 +27,8 @@ class ImageError(HashVprError):
 
 class CheckpointError(HashVprError):
     """A checkpoint that is missing, truncated, hostile, or does not fit the network."""
+
+
+def reason_of(error: object) -> str:
+    """The first line of what a foreign library's error says, at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from hashvpr_ros.engine.base import EngineInfo, check_features, check_images, closed
-from hashvpr_ros.errors import EngineError
+from hashvpr_ros.errors import EngineError, reason_of
 from hashvpr_ros.types import CODE_BYTES
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class OnnxEngine:
                 codes, features = self._in_batches(images)
         except Exception as e:  # see above
             raise EngineError(
-                f"{self.path}: the runtime failed ({_first_line(e)}); export the model again, or "
+                f"{self.path}: the runtime failed ({reason_of(e)}); export the model again, or "
                 "choose another of engine.providers"
             ) from e
         check_features(features, self.path)
@@ -133,12 +133,8 @@ def _open_session(
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as e:  # the runtime's own classes share no base but Exception
         raise EngineError(
-            f"{path}: cannot be loaded as an ONNX model ({_first_line(e)}); export it again"
+            f"{path}: cannot be loaded as an ONNX model ({reason_of(e)}); export it again"
         ) from e
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
 
 
 def _choose_providers(wanted: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from hashvpr_ros.engine import tensorrt_gpu
 from hashvpr_ros.engine.base import EngineInfo, check_features, check_images, closed
 from hashvpr_ros.engine.tensorrt_file import EngineHeader, read_engine
 from hashvpr_ros.engine.tensorrt_gpu import Gpu, GpuContext
-from hashvpr_ros.errors import EngineError
+from hashvpr_ros.errors import EngineError, reason_of
 from hashvpr_ros.types import CODE_BYTES
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class TensorRtEngine:
     def _failed(self, what: str, error: Exception | None = None) -> EngineError:
         reason = tensorrt_gpu.last_error("no reason is given")
         if error is not None:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = reason_of(error)
         return EngineError(
             f"{self.path}: {what} ({reason}); configure the node again, or build the engine again "
             "with `hashvpr engine build`"

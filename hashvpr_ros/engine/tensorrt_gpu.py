@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from hashvpr_ros.errors import EngineError
+from hashvpr_ros.errors import EngineError, reason_of
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _find_gpu() -> Gpu:
     except Exception as e:  # besides ImportError, what a broken installation raises
         raise EngineError(
             f"TensorRT cannot be used, the Python package tensorrt is not installed or broken "
-            f"({_reason(e)}): {HOW_TO_INSTALL}"
+            f"({reason_of(e)}): {HOW_TO_INSTALL}"
         ) from e
     if tuple(int(v) for v in version.split(".")[:2]) < (8, 5):  # no tensors by name
         raise EngineError(f"TensorRT {version} is too old: install 8.6 or later")
@@ -78,7 +78,7 @@ def _find_gpu() -> Gpu:
     except Exception as e:
         raise EngineError(
             f"TensorRT cannot be used, the Python package pycuda is not installed or broken "
-            f"({_reason(e)}): {HOW_TO_INSTALL}"
+            f"({reason_of(e)}): {HOW_TO_INSTALL}"
         ) from e
     try:
         cuda.init()
@@ -87,13 +87,9 @@ def _find_gpu() -> Gpu:
         return Gpu(str(device.name()), f"{major}.{minor}", version)
     except Exception as e:
         raise EngineError(
-            f"TensorRT cannot be used, there is no usable NVIDIA GPU ({_reason(e)}): check the "
+            f"TensorRT cannot be used, there is no usable NVIDIA GPU ({reason_of(e)}): check the "
             "driver with nvidia-smi, or use ONNX Runtime (engine.tensorrt off)"
         ) from e
-
-
-def _reason(e: BaseException) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
 
 
 class GpuContext:
@@ -115,7 +111,7 @@ class GpuContext:
             self._context: Any = cuda.Device(0).retain_primary_context()
         except Exception as e:
             raise EngineError(
-                f"the GPU gives no context ({_reason(e)}); close what fills its memory"
+                f"the GPU gives no context ({reason_of(e)}); close what fills its memory"
             ) from e
 
     @contextmanager
@@ -182,7 +178,7 @@ def _logger_of(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, 0)
             if level >= logging.ERROR:
-                recent_errors.append(_reason(Exception(message)))
+                recent_errors.append(reason_of(message))
                 _log.debug("TensorRT: error: %s", message)  # the caller raises with it
             elif level:
                 _log.debug("TensorRT: %s", message)

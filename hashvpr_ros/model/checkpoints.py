@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hashvpr_ros.errors import CheckpointError, ConfigError
+from hashvpr_ros.errors import CheckpointError, ConfigError, reason_of
 from hashvpr_ros.model.dinov2 import SIZES
 from hashvpr_ros.model.lite import LiteNetwork
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises what its parts raise: zip, pickle, key, runtime errors
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        reason = reason_of(e)
         if "weights only load failed" in str(e).lower():
             reason = "it holds more than weights, and loading it could run code"
         raise CheckpointError(
@@ -193,8 +193,8 @@ def load_into(
     Raises:
         CheckpointError: something is missing, unexpected or misshapen.
     """
-    names = {published_name(network, k): k for k in network.state_dict()}
     own = network.state_dict()
+    names = {published_name(network, k): k for k in own}
     check_fit(path, {theirs: own[ours] for theirs, ours in names.items()}, state)
     network.load_state_dict({names[k]: v for k, v in state.items()}, strict=True, assign=assign)
 

