@@ -77,8 +77,9 @@ def export_onnx(
         size: height and width in pixels.
         precision: fp32; fp16 with LayerNorm, softmax and pooling in float32; or int8.
         batch: images at a time; 0: any number.
-        images: uint8 [H, W, 3] each, for the calibration of int8 and for the check. At least 8
-            for int8; without any the check draws synthetic ones.
+        images: uint8 [H, W, 3] each, for the calibration of int8 and for the check. At least 12
+            for int8, of which the last 4 (or a whole batch) are for the check alone; without any
+            the check draws synthetic ones.
 
     Raises:
         CheckpointError: the network lacks a branch.
@@ -100,7 +101,7 @@ def export_onnx(
             model = conversion.to_fp16(model)
         elif precision == "int8":
             # Those that calibrate would be too kind a test: the last are kept for it.
-            model = conversion.to_int8(temporary, images[:-_PROBES], batch)
+            model = conversion.to_int8(temporary, images[: -(batch or _PROBES)], batch)
         _describe(model, metadata, mark, precision)
         onnx.checker.check_model(model, full_check=True)
         temporary.write_bytes(model.SerializeToString(deterministic=True))
@@ -148,7 +149,7 @@ def _check_arguments(
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if not 0 <= batch <= 256:
         raise ConfigError(f"batch must be from 1 to 256, or 0 for any number, not {batch}")
-    least = _PROBES + max(batch, conversion.LEAST_IMAGES)
+    least = (batch or _PROBES) + max(batch, conversion.LEAST_IMAGES)
     if precision == "int8" and len(images) < least:
         raise ConfigError(
             f"int8 needs at least {least} images to calibrate and to check, not "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,7 @@ def to_int8(path: Path, images: Sequence[NDArray[np.uint8]], batch: int) -> onnx
     )
 
     CalibrationDataReader.register(_Images)
-    # It warns of each choice that it makes, through the root logger.
-    logging.getLogger("root").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with _quiet_root_logger(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         shape_inference.quant_pre_process(
             str(path), str(prepared), skip_symbolic_shape=True, skip_optimization=False
@@ -129,21 +128,34 @@ def to_int8(path: Path, images: Sequence[NDArray[np.uint8]], batch: int) -> onnx
         return onnx.load(str(quantised))
 
 
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """The quantiser warns of each choice that it makes, through the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
 def _kept_in_float(model: onnx.ModelProto) -> list[str]:
     """Names of the last linear layer of each branch, of the packing, and of the first layer."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     kept = []
     for output in ("codes", "features"):
-        names, seen = [output], 0
-        while names and seen < 2 and output in made_by:
+        # Breadth first from the output backwards, as far as what feeds the head.
+        names, products = [output], 0
+        while names and products < 2:
             node = made_by.get(names.pop(0))
-            if node is None:
+            if node is None:  # a weight, or the graph's input
                 continue
-            if node.op_type in ("MatMul", "Gemm"):
-                kept.append(node.name)
-                seen += 1
-            names += list(node.input)
             if node.op_type in ("Conv", "LayerNormalization"):
                 break
+            if node.op_type in ("MatMul", "Gemm"):
+                kept.append(node.name)
+                products += 1
+            names += list(node.input)
     kept += [n.name for n in model.graph.node if n.op_type == "Conv"][:1]
     return kept
