@@ -12,6 +12,23 @@ from hashvpr_ros.errors import CheckpointError
 from hashvpr_ros.model.hashing import PackBits
 
 
+class Normalise(nn.Module):
+    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] by a network's `pixel_mean` and `pixel_std`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        mean, std = (
+            torch.tensor(v).reshape(3, 1, 1) for v in (network.pixel_mean, network.pixel_std)
+        )
+        self.register_buffer("scale", 1.0 / (255.0 * std), persistent=False)
+        self.register_buffer("shift", mean / std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the network takes."""
+        # Cast first: TensorRT knows bytes at the graph's ends alone.
+        return images.float().permute(0, 3, 1, 2) * self.scale - self.shift
+
+
 class EngineGraph(nn.Module):
     """uint8 [N, H, W, 3] to codes uint8 [N, 64] and features float32 [N, D].
 
@@ -32,22 +49,13 @@ class EngineGraph(nn.Module):
                     "a checkpoint with both, SelaVPRplusplus_*_rerank.pth say, or train the other"
                 )
         self.network = network
-        mean, std = (
-            torch.tensor(v).reshape(3, 1, 1) for v in (network.pixel_mean, network.pixel_std)
-        )
-        self.register_buffer("scale", 1.0 / (255.0 * std), persistent=False)
-        self.register_buffer("shift", mean / std, persistent=False)
+        self.normalise = Normalise(network)
         self.pack = PackBits()
 
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Hash logits float32 [N, 512] instead of codes."""
         feature, logits = self.network(self.normalise(images))
         return logits, feature
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] to what the network takes."""
-        # Cast first: TensorRT knows bytes at the graph's ends alone.
-        return images.float().permute(0, 3, 1, 2) * self.scale - self.shift
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and features."""

@@ -29,8 +29,8 @@ class StageCache:
 
     Args:
         folder: for all caches; each has a folder of its own, named by what it is made of.
-        network: whose `stages` are kept.
-        normalise: uint8 [n, H, W, 3] to what `network.stages` takes.
+        network: whose stages are kept.
+        stages_of: its stages of images uint8 [n, H, W, 3].
         reader: of the images.
         views: of each image; the first is plain.
         seed: of the augmentations.
@@ -45,7 +45,7 @@ class StageCache:
         self,
         folder: Path,
         network: Any,
-        normalise: Callable[[Tensor], Tensor],
+        stages_of: Callable[[Tensor], list[Tensor]],
         reader: ImageReader,
         *,
         views: int,
@@ -59,7 +59,7 @@ class StageCache:
         self.folder = folder.expanduser() / mark[:32]
         try:
             if not (self.folder / "complete.json").is_file():
-                self._make(network, normalise, reader, seed, workers, progress)
+                self._make(stages_of, reader, seed, workers, progress)
             shapes = json.loads((self.folder / "complete.json").read_text())
             total = self.count * views
             self._stages = [
@@ -85,8 +85,7 @@ class StageCache:
 
     def _make(
         self,
-        network: Any,
-        normalise: Callable[[Tensor], Tensor],
+        stages_of: Callable[[Tensor], list[Tensor]],
         reader: ImageReader,
         seed: int,
         workers: int,
@@ -101,7 +100,7 @@ class StageCache:
         files: list[np.memmap] = []
         done = 0
         for images in reader.batches(batches, workers):
-            stages = network.stages(normalise(images))
+            stages = stages_of(images)
             if not files:
                 shapes = [tuple(s.shape[1:]) for s in stages]
                 files = [

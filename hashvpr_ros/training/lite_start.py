@@ -7,16 +7,44 @@ within places is whitened, then the principal axes of the result are kept. ITQ (
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hashvpr_ros.model.lite import FEATURE_DIM
+from hashvpr_ros.model.lite import FEATURE_DIM, LiteNetwork, pool
 from hashvpr_ros.types import CODE_BITS
 
 SHRINKAGE = 1.0  # of the within-place covariance towards a multiple of the identity
 _PRINCIPAL = 900  # axes kept before whitening
 _ITQ_ITERATIONS = 50
+
+
+@torch.no_grad()
+def learn_start(
+    network: LiteNetwork, branch: str, stages: Iterable[list[Tensor]], labels: Tensor
+) -> None:
+    """Set the linear layer of a branch to what these images teach in closed form.
+
+    Args:
+        network: whose layer is set.
+        branch: "float": whitening; "hash": the float branch's feature, rotated.
+        stages: of the images, a list for each or for some.
+        labels: place of each image, [n].
+    """
+    pooled = torch.cat([pool(network.float_branch.side(s)).cpu() for s in stages])
+    feature_head = network.float_branch.head
+    if branch == "float":
+        head = feature_head
+        weight, bias = learn_whitening(pooled, labels)
+    else:
+        assert network.hash_branch is not None
+        head = network.hash_branch.head
+        rotation = learn_code(network.float_branch(pooled.to(feature_head.weight.device)).cpu())
+        weight, bias = rotation @ feature_head.weight.cpu(), rotation @ feature_head.bias.cpu()
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
 
 
 def learn_whitening(

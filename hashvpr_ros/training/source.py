@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hashvpr_ros.model.graph import Normalise
 from hashvpr_ros.training.cache import StageCache
 from hashvpr_ros.training.config import TrainConfig
 from hashvpr_ros.training.images import ImageReader
@@ -22,7 +23,7 @@ class Source:
         network: whose backbone sees the images.
         reader: of the images.
         device: of the network.
-        views: kept of each image where there is a cache.
+        views: kept of each image where the run has a cache; 0: none is used.
         bar: makes a progress callback from a total and what is done.
     """
 
@@ -36,13 +37,14 @@ class Source:
         bar: Callable[[int, str], Callable[[int], object]],
     ) -> None:
         self._network, self._reader, self._device = network, reader, device
+        self._normalise = Normalise(network).to(device)
         self._workers = config.data.workers
         self._cache: StageCache | None = None
-        if config.cache.folder:
+        if config.cache.folder and views:
             self._cache = StageCache(
                 Path(config.cache.folder),
                 network,
-                self._normalise,
+                self._stages,
                 reader,
                 views=views,
                 seed=config.optimizer.seed,
@@ -50,8 +52,9 @@ class Source:
                 progress=bar(len(reader.paths) * views, "caching features"),
             )
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        return normalise(self._network, images.to(self._device))
+    def _stages(self, images: Tensor) -> list[Tensor]:
+        stages: list[Tensor] = self._network.stages(self._normalise(images.to(self._device)))
+        return stages
 
     def batches(self, keys: list[list[tuple[int, int]]]) -> Iterator[list[Tensor]]:
         """The stages of each list of keys, on the network's device."""
@@ -60,14 +63,4 @@ class Source:
                 yield [s.to(self._device) for s in self._cache.stages(part)]
             return
         for images in self._reader.batches(keys, self._workers):
-            yield self._network.stages(self._normalise(images))
-
-
-def normalise(network: Any, images: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] by the network's mean and deviation."""
-    pixels = images.permute(0, 3, 1, 2).float() / 255
-    mean, std = (
-        torch.tensor(v, device=pixels.device).reshape(3, 1, 1)
-        for v in (network.pixel_mean, network.pixel_std)
-    )
-    return (pixels - mean) / std
+            yield self._stages(images)

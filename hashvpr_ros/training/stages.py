@@ -14,38 +14,42 @@ from hashvpr_ros.training.config import ModelSettings
 BRANCHES = ("float", "hash")
 
 
-def start_network(settings: ModelSettings, branch: str) -> Any:
+def start_network(settings: ModelSettings, branch: str) -> tuple[Any, bool]:
     """The network to begin with, of which only the branch in question learns.
 
     Float: a new branch beside a pretrained backbone, or the checkpoint's. Hash: beside the
     checkpoint's trained float branch, a new branch whose adapters are copies of the float's
     (SelaVPR++, section III-D).
 
+    Returns:
+        the network, and whether the branch is new.
+
     Raises:
         CheckpointError: a checkpoint cannot be used.
         ConfigError: the hash branch is asked for without a checkpoint that has a float branch.
     """
     start = _start_lite if settings.network == "lite" else _start_dinov2
-    network = start(settings, branch)
+    network, is_new = start(settings, branch)
     network.requires_grad_(False)
     network.learning(branch).requires_grad_(True)
-    return network
+    return network, is_new
 
 
-def _start_dinov2(settings: ModelSettings, branch: str) -> SelaVpr:
+def _start_dinov2(settings: ModelSettings, branch: str) -> tuple[SelaVpr, bool]:
     if settings.checkpoint:
         network = open_checkpoint(settings.checkpoint).network
         if not isinstance(network, SelaVpr):
             raise ConfigError(
                 f"{settings.checkpoint}: is of the lite network; set model.network to lite"
             )
-        if getattr(network, f"{branch}_branch") is None:
+        is_new = getattr(network, f"{branch}_branch") is None
+        if is_new:
             _require_float(network, settings)
             network.add_branch(branch)
             if branch == "hash":
                 assert network.hash_branch is not None and network.float_branch is not None
                 network.hash_branch.side.load_state_dict(network.float_branch.side.state_dict())
-        return network
+        return network, is_new
     if branch == "hash":
         raise ConfigError(_NO_CHECKPOINT)
     network = SelaVpr(
@@ -59,22 +63,23 @@ def _start_dinov2(settings: ModelSettings, branch: str) -> SelaVpr:
     )
     if settings.backbone_weights:
         load_backbone(network, settings.backbone_weights)
-    return network
+    return network, True
 
 
-def _start_lite(settings: ModelSettings, branch: str) -> LiteNetwork:
+def _start_lite(settings: ModelSettings, branch: str) -> tuple[LiteNetwork, bool]:
     if settings.checkpoint:
         network = open_checkpoint(settings.checkpoint).network
         if not isinstance(network, LiteNetwork):
             raise ConfigError(f"{settings.checkpoint}: is of DINOv2; set model.network to dinov2")
-        if branch == "hash" and network.hash_branch is None:
+        is_new = branch == "hash" and network.hash_branch is None
+        if is_new:
             network.add_branch("hash")
-        return network
+        return network, is_new
     if branch == "hash":
         raise ConfigError(_NO_CHECKPOINT)
     network = LiteNetwork()
     load_imagenet(network.backbone, settings.backbone_weights)
-    return network
+    return network, True
 
 
 _NO_CHECKPOINT = (

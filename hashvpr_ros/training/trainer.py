@@ -27,13 +27,13 @@ from hashvpr_ros.model.checkpoints import (
     read_state,
     save_network,
 )
-from hashvpr_ros.model.lite import LiteNetwork, pool
-from hashvpr_ros.training.config import CacheSettings, TrainConfig, flatten
+from hashvpr_ros.model.lite import LiteNetwork
+from hashvpr_ros.training.config import TrainConfig, flatten
 from hashvpr_ros.training.images import PLAIN, ImageReader, plan_epoch
-from hashvpr_ros.training.lite_start import learn_code, learn_whitening
+from hashvpr_ros.training.lite_start import learn_start
 from hashvpr_ros.training.losses import LOSSES, anchor_loss
 from hashvpr_ros.training.places import read_places
-from hashvpr_ros.training.source import Source, normalise
+from hashvpr_ros.training.source import Source
 from hashvpr_ros.training.stages import set_train, start_network
 from hashvpr_ros.training.validation import Validation
 
@@ -83,7 +83,7 @@ class Trainer:
             )
         data = config.data
         torch.manual_seed(config.optimizer.seed)
-        self.network = start_network(config.model, branch)
+        self.network, is_new = start_network(config.model, branch)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.to(self.device)
         self.size = (data.height, data.width)
@@ -104,8 +104,14 @@ class Trainer:
             )
             plain = ImageReader(self.validation.paths, *self.size, "none")
             self._validation_source = Source(config, self.network, plain, self.device, 1, bar)
-        if isinstance(self.network, LiteNetwork) and self._is_new():
-            self._start_lite()
+        resuming = resume and last.exists()
+        # What is restored replaces the start; then only an anchor asks for it.
+        if (
+            isinstance(self.network, LiteNetwork)
+            and is_new
+            and (not resuming or config.loss.anchor)
+        ):
+            self._learn_start()
         # Kept as it is before what is learned is restored: the same whether resumed or not.
         self._anchor = None
         if config.loss.anchor:
@@ -124,7 +130,7 @@ class Trainer:
         # float16 alone loses small gradients; bfloat16 has the range of float32.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._half is torch.float16)
         self.epoch, self.best_recall, self.since_best = 0, -math.inf, 0
-        if resume and last.exists():
+        if resuming:
             self._restore(last)
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -133,9 +139,9 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, self._half)
 
-    def _describe(self, stages: list[Tensor]) -> Tensor:
+    def _describe(self, stages: list[Tensor], branch: str) -> Tensor:
         with self._autocast():
-            output: Tensor = self.network.branch(self.branch, stages, self.size)
+            output: Tensor = self.network.branch(branch, stages, self.size)
         return output.float()
 
     def epochs(self) -> Iterator[Epoch]:
@@ -147,7 +153,7 @@ class Trainer:
                 self.epoch < self.config.optimizer.epochs
                 and self.since_best < self.config.optimizer.patience
             ):
-                result = self._epoch(log)
+                result = self._epoch()
                 log.add_scalar("loss", result.loss, result.number)
                 log.add_scalar("learning_rate", self._rate(result.number), result.number)
                 for k, value in result.recall.items():
@@ -159,7 +165,7 @@ class Trainer:
         halvings = epoch // settings.halve_every if settings.halve_every else 0
         return settings.learning_rate * 0.5**halvings
 
-    def _epoch(self, log: Any) -> Epoch:
+    def _epoch(self) -> Epoch:
         settings, number = self.config.optimizer, self.epoch
         torch.manual_seed(settings.seed + 1_000_003 * (number + 1))  # of dropout
         for group in self._optimizer.param_groups:
@@ -203,7 +209,7 @@ class Trainer:
         return Epoch(number, total / max(steps, 1), recall, best)
 
     def _loss(self, stages: list[Tensor], labels: Tensor) -> Tensor:
-        output = self._describe(stages)
+        output = self._describe(stages, self.branch)
         loss: Tensor = self.loss(output, labels)[0]
         if self._anchor is not None:
             # A code is held to the feature's similarities, whatever it began with.
@@ -214,44 +220,24 @@ class Trainer:
             )
         return loss
 
-    def _is_new(self) -> bool:
-        """Whether the branch did not come with the checkpoint."""
-        if not self.config.model.checkpoint:
-            return True
-        state = read_state(self.config.model.checkpoint)
-        return not any(k.startswith(f"{self.branch}_branch.") for k in state)
-
-    def _start_lite(self) -> None:
-        """What the lite network learns in closed form, from each image and its mirror image."""
-        data = self.config.data
+    def _learn_start(self) -> None:
+        """From each image and its mirror image."""
         paths = [p for place in self.places for p in place]
+        tick = self._bar(2 * len(paths), "learning the start")
+
+        def stages() -> Iterator[list[Tensor]]:
+            for kind in ("none", "mirror"):
+                reader = ImageReader(paths, *self.size, kind)
+                source = Source(self.config, self.network, reader, self.device, 0, self._bar)
+                # One by one: no batch changes the result.
+                for one in source.batches([[(i, PLAIN)] for i in range(len(paths))]):
+                    yield one
+                    tick(1)
+
         numbers = [i for i, place in enumerate(self.places) for _ in place]
-        pooled, tick = [], self._bar(2 * len(paths), "learning the start")
-        for kind in ("none", "mirror"):
-            reader = ImageReader(paths, *self.size, kind)
-            keys = [[(i, 0)] for i in range(len(paths))]  # one by one: no batch changes the result
-            for images in reader.batches(keys, data.workers):
-                with torch.no_grad():
-                    stages = self.network.stages(normalise(self.network, images.to(self.device)))
-                    pooled.append(pool(self.network.float_branch.side(stages)).cpu())
-                tick(len(images))
-        x = torch.cat(pooled)
         # A mirrored place is another place.
         labels = torch.tensor([*numbers, *(n + len(self.places) for n in numbers)])
-        head = (
-            self.network.float_branch if self.branch == "float" else self.network.hash_branch
-        ).head
-        if self.branch == "float":
-            weight, bias = learn_whitening(x, labels)
-        else:
-            float_head = self.network.float_branch.head
-            with torch.no_grad():
-                features = self.network.float_branch(x.to(self.device)).cpu()
-            rotation = learn_code(features)
-            weight, bias = rotation @ float_head.weight.cpu(), rotation @ float_head.bias.cpu()
-        with torch.no_grad():
-            head.weight.copy_(weight)
-            head.bias.copy_(bias)
+        learn_start(self.network, self.branch, stages(), labels)
 
     def finish(self) -> None:
         """Write into the best checkpoint what its probabilities are, from the validation set.
@@ -268,8 +254,7 @@ class Trainer:
         changed = ImageReader(
             self.validation.paths[: self.validation.queries], *self.size, "camera"
         )
-        config = dataclasses.replace(self.config, cache=CacheSettings())
-        source = Source(config, network, changed, self.device, 1, self._bar)
+        source = Source(self.config, network, changed, self.device, 0, self._bar)
         described = [
             self._describe_all(source_, count, seed, "float")
             for source_, count, seed in (
@@ -285,11 +270,8 @@ class Trainer:
         keys = [(i, seed if seed == PLAIN else seed + i) for i in range(count)]
         parts = [keys[i : i + _VALIDATION_BATCH] for i in range(0, len(keys), _VALIDATION_BATCH)]
         self.network.eval()
-        with torch.no_grad(), self._autocast():
-            outputs = [
-                self.network.branch(branch, stages, self.size).float().cpu()
-                for stages in source.batches(parts)
-            ]
+        with torch.no_grad():
+            outputs = [self._describe(stages, branch).cpu() for stages in source.batches(parts)]
         return torch.cat(outputs)
 
     def _validate(self) -> dict[str, float]:
