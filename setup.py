@@ -32,7 +32,12 @@ class BuildWithData(build_py):
     def run(self) -> None:
         super().run()
         target = Path(self.build_lib) / "hashvpr_ros"
-        for folder, pattern in (("resource", "*.onnx"), ("config", "*.yaml"), ("interfaces", "*")):
+        for folder, pattern in (
+            ("resource", "*.onnx"),
+            ("config", "*.yaml"),
+            ("config/train", "*.yaml"),
+            ("interfaces", "*"),
+        ):
             sources = [ROOT / "msg", ROOT / "srv"] if folder == "interfaces" else [ROOT / folder]
             for source in sources:
                 sub = f"/{source.name}" if folder == "interfaces" else ""
