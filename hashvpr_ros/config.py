@@ -243,6 +243,15 @@ class PoseConfig:
         high=60.0,
         change=LIVE,
     )
+    wait_s: float = setting(
+        0.05,
+        "Longest that an image waits for odometry stamped then or later, so that its pose does "
+        "not depend on which message came first. Nobody waits while no odometry comes.",
+        unit="s",
+        low=0.0,
+        high=1.0,
+        change=LIVE,
+    )
 
 
 @dataclass(frozen=True)
@@ -374,3 +383,30 @@ def with_values(config: _Group, values: Mapping[str, Any]) -> _Group:
         top[group] = dataclasses.replace(getattr(config, group), **leaves)
     changed: _Group = dataclasses.replace(config, **top)  # type: ignore[type-var]
     return changed
+
+
+def camera_names(config: Config) -> dict[str, str]:
+    """Topic by camera name, in the order of the topics.
+
+    Raises:
+        ConfigError: no topics, or names that are too few, too many, or not distinct.
+    """
+    topics, names = config.input.image_topics, config.input.camera_names
+    if not topics:
+        raise ConfigError("input.image_topics is empty; give at least one image topic")
+    if names and len(names) != len(topics):
+        raise ConfigError(
+            f"input.camera_names has {len(names)} names for {len(topics)} topics in "
+            "input.image_topics; give as many, or none"
+        )
+    by_name = dict(zip(names or topics, topics, strict=True))
+    if len(by_name) != len(topics) or len(set(topics)) != len(topics):
+        raise ConfigError("input.image_topics and input.camera_names must each be distinct")
+    return by_name
+
+
+def image_topic(topic: str, compressed: bool) -> str:
+    """The topic to subscribe to: image_transport publishes compressed images beside the raw."""
+    if compressed and not topic.endswith("/compressed"):
+        return topic.rstrip("/") + "/compressed"
+    return topic

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rosbags.typesys.store import Typestore
 from hashvpr_ros import imaging
 from hashvpr_ros.datasets.base import Frame
 from hashvpr_ros.errors import DatasetError, ImageError
+from hashvpr_ros.poses import PoseTrack
 from hashvpr_ros.types import Pose
 
 _IMAGE = "sensor_msgs/msg/Image"
@@ -100,54 +100,79 @@ def read_hypotheses(path: Path) -> Iterator[tuple[int, Any]]:
             yield stamp_ns(message.header.stamp), message
 
 
+def image_topics(path: Path) -> list[str]:
+    """The image topics of a bag.
+
+    Raises:
+        DatasetError: the bag cannot be read.
+    """
+    with closing(open_bag(path)) as reader:
+        return [
+            name for name, info in reader.topics.items() if info.msgtype in (_IMAGE, _COMPRESSED)
+        ]
+
+
+def read_poses(reader: AnyReader, path: Path, topic: str) -> PoseTrack:
+    """The poses of an Odometry, PoseStamped or PoseWithCovarianceStamped topic.
+
+    Raises:
+        DatasetError: the bag is damaged, or lacks the topic.
+    """
+    _topic(reader, path, topic, tuple(_POSES))
+    connections = [c for c in reader.connections if c.topic == topic]
+    poses = []
+    for connection, value in _messages(reader, connections, path):
+        p = _POSES[connection.msgtype](value)
+        position, turn = p.position, p.orientation
+        pose = Pose(
+            (position.x, position.y, position.z),
+            (turn.x, turn.y, turn.z, turn.w),
+            value.header.frame_id,
+        )
+        poses.append((stamp_ns(value.header.stamp), pose))
+    track = PoseTrack(keep=0)
+    for stamp, pose in sorted(poses, key=lambda item: item[0]):
+        track.add(stamp, pose)
+    return track
+
+
 class BagFrames:
-    """Frames of one image topic of a bag.
+    """Frames of one or several image topics of a bag, whose `name` is their topic.
 
     Args:
         path: of the bag's folder or file.
-        image_topic: sensor_msgs/Image or CompressedImage.
+        image_topic: of sensor_msgs/Image or CompressedImage, one or several.
         pose_topic: Odometry, PoseStamped or PoseWithCovarianceStamped; "" for none.
-        max_age_s: an image has a pose only when one was stamped within this time of it.
+        max_age_s: an image has a pose only when one was stamped within this time of it; between
+            two poses it is interpolated, as in the node.
 
     Raises:
         DatasetError: the bag cannot be read, or lacks the topic.
     """
 
     def __init__(
-        self, path: Path, image_topic: str, pose_topic: str = "", max_age_s: float = 0.2
+        self,
+        path: Path,
+        image_topic: str | Sequence[str],
+        pose_topic: str = "",
+        max_age_s: float = 0.2,
     ) -> None:
-        self.path, self.image_topic, self.pose_topic = path, image_topic, pose_topic
-        self.max_age_ns = round(max_age_s * 1e9)
+        self.path, self.pose_topic = path, pose_topic
+        self.image_topics = (image_topic,) if isinstance(image_topic, str) else tuple(image_topic)
+        self.max_age_s = max_age_s
         self.skipped: list[str] = []  # why images were left out, one line each
         reader = open_bag(path)
         try:
-            self._count = _topic(reader, path, image_topic, (_IMAGE, _COMPRESSED))
-            self._poses = self._read_poses(reader) if pose_topic else []
+            self._count = sum(
+                _topic(reader, path, topic, (_IMAGE, _COMPRESSED)) for topic in self.image_topics
+            )
+            self._poses = read_poses(reader, path, pose_topic) if pose_topic else PoseTrack(0)
         finally:
             reader.close()
-        self._pose_stamps = [s for s, _ in self._poses]
-
-    def _read_poses(self, reader: AnyReader) -> list[tuple[int, Pose]]:
-        _topic(reader, self.path, self.pose_topic, tuple(_POSES))
-        connections = [c for c in reader.connections if c.topic == self.pose_topic]
-        poses = []
-        for kind, value in _messages(reader, connections, self.path):
-            p = _POSES[kind](value)
-            pose = Pose(
-                (p.position.x, p.position.y, p.position.z),
-                (p.orientation.x, p.orientation.y, p.orientation.z, p.orientation.w),
-                value.header.frame_id,
-            )
-            if pose.is_valid():
-                poses.append((stamp_ns(value.header.stamp), pose))
-        return sorted(poses, key=lambda item: item[0])
 
     def pose_at(self, stamp: int) -> Pose | None:
-        """The pose nearest in time, None where all are further than `max_age_s`."""
-        i = bisect.bisect_left(self._pose_stamps, stamp)
-        near = [self._poses[j] for j in (i - 1, i) if 0 <= j < len(self._poses)]
-        near = [item for item in near if abs(item[0] - stamp) <= self.max_age_ns]
-        return min(near, key=lambda item: abs(item[0] - stamp))[1] if near else None
+        """The pose of a stamp, None where all are further than `max_age_s`."""
+        return self._poses.at(stamp, self.max_age_s)
 
     def __len__(self) -> int:
         return self._count
@@ -156,15 +181,15 @@ class BagFrames:
         reader = open_bag(self.path)
         self.skipped = []
         try:
-            connections = [c for c in reader.connections if c.topic == self.image_topic]
-            for kind, message in _messages(reader, connections, self.path, self.skipped):
+            connections = [c for c in reader.connections if c.topic in self.image_topics]
+            for connection, message in _messages(reader, connections, self.path, self.skipped):
                 stamp = stamp_ns(message.header.stamp)
                 try:
-                    rgb = decode(kind, message)
+                    rgb = decode(connection.msgtype, message)
                 except ImageError as e:
                     self.skipped.append(f"image at {stamp / 1e9:.3f} s: {e}")
                     continue
-                yield Frame(rgb, stamp, self.pose_at(stamp), self.image_topic)
+                yield Frame(rgb, stamp, self.pose_at(stamp), connection.topic)
         finally:
             reader.close()
 
@@ -207,8 +232,8 @@ def _topic(reader: AnyReader, path: Path, topic: str, kinds: tuple[str, ...]) ->
 
 def _messages(
     reader: AnyReader, connections: list, path: Path, skipped: list[str] | None = None
-) -> Iterator[tuple[str, Any]]:
-    """Type and content of each message; those that are damaged go to `skipped` where it is given.
+) -> Iterator[tuple[Any, Any]]:
+    """Connection and content of each message; those that are damaged go to `skipped`, if given.
 
     Raises:
         DatasetError: the bag is damaged.
@@ -230,7 +255,7 @@ def _messages(
                 raise _damaged(path, e) from e
             skipped.append(f"message at {time_ns / 1e9:.3f} s: damaged")
             continue
-        yield connection.msgtype, message
+        yield connection, message
 
 
 def _damaged(path: Path, e: Exception) -> DatasetError:

@@ -21,6 +21,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.mapping.sessions import JUMP_NS, StampWatch
 from hashvpr_ros.ros.conversions import stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
 
@@ -29,10 +30,6 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
-# A camera that steps back further than this is a bag that was started again, not a late image.
-_JUMP_NS = 1_000_000_000
-# When a bag starts again all its cameras step back, each with its next image.
-_TOGETHER_S = 5.0
 _REPEAT_S = 30.0
 
 
@@ -44,42 +41,6 @@ class Arrival:
     stamp_ns: int  # of the header, or of the arrival where the header has none
     arrived_s: float  # monotonic
     run: int  # how often the stamps have started again before it
-
-
-class StampWatch:
-    """Notices that stamps start again, as those of a bag that is played once more.
-
-    It outlives the subscriptions, for the bag may start again while the node is inactive.
-    """
-
-    def __init__(self) -> None:
-        self._last_ns: dict[str, int] = {}
-        self._runs: dict[str, int] = {}
-        self._run = 0  # the newest of all cameras
-        self._since_s = 0.0
-        self._begun = 0
-
-    def see(self, camera: str, stamp_ns: int) -> tuple[int, int]:
-        """Look at an image's stamp, in the thread that receives images.
-
-        Returns:
-            the run that it belongs to, and how far its camera stepped back, in ns.
-        """
-        back_ns = max(0, self._last_ns.get(camera, stamp_ns) - stamp_ns)
-        self._last_ns[camera] = stamp_ns
-        if back_ns > _JUMP_NS:
-            now = time.monotonic()
-            if self._runs.get(camera, 0) == self._run or now - self._since_s > _TOGETHER_S:
-                self._run += 1
-                self._since_s = now
-            self._runs[camera] = self._run
-        return self._runs.get(camera, 0), back_ns
-
-    def begins(self, run: int) -> bool:
-        """Whether an image is the first of its run that is worked on; in the worker's thread."""
-        first = run > self._begun
-        self._begun = max(run, self._begun)
-        return first
 
 
 def _sensor_qos() -> QoSProfile:
@@ -160,7 +121,7 @@ class Cameras:
                 "find their pose and to store them",
             )
         run, back_ns = self._watch.see(camera, stamp_ns)
-        if back_ns > _JUMP_NS:
+        if back_ns > JUMP_NS:
             self._node.get_logger().warning(
                 f"stamps of camera {camera} went back by {back_ns / 1e9:.1f} s (a bag that was "
                 "started again?): what follows is recorded as a new session"

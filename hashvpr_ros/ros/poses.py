@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import importlib.util
-import math
-import threading
 from typing import Any, Protocol
 
 from nav_msgs.msg import Odometry
@@ -17,97 +14,21 @@ from rclpy.time import Time
 
 from hashvpr_ros.config import PoseConfig
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.poses import PoseTrack, unit
 from hashvpr_ros.ros.conversions import stamp_to_ns
 from hashvpr_ros.types import Pose
-
-_KEEP = 2000  # poses: some seconds at any rate that odometry has
-_JUMP_NS = 1_000_000_000  # odometry that steps back further than this was restarted
 
 
 class PoseSource(Protocol):
     """Answers where the robot was."""
 
-    def at(self, stamp_ns: int, max_age_s: float) -> Pose | None:
-        """The pose at a stamp, or None where none is known within `max_age_s` of it."""
+    def at(self, stamp_ns: int, config: PoseConfig) -> Pose | None:
+        """The pose at a stamp, or None where none is known near enough; may wait for it."""
         ...
 
     def close(self) -> None:
         """Stop listening."""
         ...
-
-
-class PoseTrack:
-    """Poses by stamp, interpolated. Safe to use from several threads."""
-
-    def __init__(self, keep: int = _KEEP) -> None:
-        self._lock = threading.Lock()
-        self._keep = keep
-        self._stamps: list[int] = []
-        self._poses: list[Pose] = []
-        self.invalid = 0  # poses with NaN, infinity or a zero quaternion, which were left out
-
-    def add(self, stamp_ns: int, pose: Pose) -> None:
-        """Add a pose; one that steps far back in time starts the track anew."""
-        if not pose.is_valid():
-            self.invalid += 1
-            return
-        with self._lock:
-            if self._stamps and stamp_ns < self._stamps[-1] - _JUMP_NS:
-                self._stamps.clear()
-                self._poses.clear()
-            at = bisect.bisect_right(self._stamps, stamp_ns)
-            self._stamps.insert(at, stamp_ns)
-            self._poses.insert(at, pose)
-            # In one go: deleting the first of a list each time would move all others.
-            if len(self._stamps) > 2 * self._keep:
-                del self._stamps[: -self._keep], self._poses[: -self._keep]
-
-    def at(self, stamp_ns: int, max_age_s: float) -> Pose | None:
-        """Between two poses that are both near enough: interpolated; else the nearest."""
-        max_age_ns = round(max_age_s * 1e9)
-        with self._lock:
-            after = bisect.bisect_left(self._stamps, stamp_ns)
-            near = [
-                (self._stamps[i], self._poses[i])
-                for i in (after - 1, after)
-                if 0 <= i < len(self._stamps) and abs(self._stamps[i] - stamp_ns) <= max_age_ns
-            ]
-        if not near:
-            return None
-        if len(near) == 1 or near[0][0] == near[1][0]:
-            return near[0][1]
-        (t0, first), (t1, second) = near
-        return interpolate(first, second, (stamp_ns - t0) / (t1 - t0))
-
-
-def interpolate(first: Pose, second: Pose, share: float) -> Pose:
-    """The pose at `share` (0 to 1) of the way: linear position, normalised linear orientation."""
-    if first.frame_id != second.frame_id:
-        return first if share < 0.5 else second
-    sign = 1.0
-    if sum(a * b for a, b in zip(first.orientation, second.orientation, strict=True)) < 0:
-        sign = -1.0  # the same rotation on the other side of the sphere
-    position = [
-        a + share * (b - a) for a, b in zip(first.position_m, second.position_m, strict=True)
-    ]
-    q = [
-        (1 - share) * a + share * sign * b
-        for a, b in zip(first.orientation, second.orientation, strict=True)
-    ]
-    norm = math.sqrt(sum(v * v for v in q))
-    if norm < 1e-9:
-        return first if share < 0.5 else second
-    x, y, z = position
-    return Pose((x, y, z), (q[0] / norm, q[1] / norm, q[2] / norm, q[3] / norm), first.frame_id)
-
-
-def unit(pose: Pose) -> Pose:
-    """The same pose with a quaternion of length 1; an invalid one as it is."""
-    norm = math.hypot(*pose.orientation)
-    if not pose.is_valid() or not math.isfinite(norm):
-        return pose
-    x, y, z, w = (v / norm for v in pose.orientation)
-    return Pose(pose.position_m, (x, y, z, w), pose.frame_id)
 
 
 class OdometryPoses:
@@ -134,11 +55,11 @@ class OdometryPoses:
                 "odometry with NaN, infinity or a zero quaternion: keyframes get no pose from it",
                 throttle_duration_sec=10.0,
             )
-        self.track.add(stamp_to_ns(message.header.stamp), unit(pose))
+        self.track.add(stamp_to_ns(message.header.stamp), pose)
 
-    def at(self, stamp_ns: int, max_age_s: float) -> Pose | None:
+    def at(self, stamp_ns: int, config: PoseConfig) -> Pose | None:
         """See `PoseSource.at`."""
-        return self.track.at(stamp_ns, max_age_s)
+        return self.track.at(stamp_ns, config.max_age_s, config.wait_s)
 
     def close(self) -> None:
         """Stop listening."""
@@ -157,8 +78,8 @@ class TfPoses:
         self._buffer = tf2_ros.Buffer(node=node)
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
-    def at(self, stamp_ns: int, max_age_s: float) -> Pose | None:
-        """See `PoseSource.at`."""
+    def at(self, stamp_ns: int, config: PoseConfig) -> Pose | None:
+        """See `PoseSource.at`; tf is not waited for."""
         try:
             found = self._buffer.lookup_transform(*self._frames, Time(nanoseconds=stamp_ns))
         except self._errors:
@@ -171,7 +92,7 @@ class TfPoses:
                 return None
             # Static transforms have stamp 0 and hold at any time.
             age_ns = abs(stamp_to_ns(found.header.stamp) - stamp_ns)
-            if stamp_to_ns(found.header.stamp) and age_ns > max_age_s * 1e9:
+            if stamp_to_ns(found.header.stamp) and age_ns > config.max_age_s * 1e9:
                 return None
         p, q = found.transform.translation, found.transform.rotation
         pose = Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), self._frames[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 from hashvpr_ros.config import Config
 from hashvpr_ros.engine.factory import open_engine
-from hashvpr_ros.errors import ConfigError, EngineError, HashVprError, MapError
+from hashvpr_ros.errors import EngineError, HashVprError, MapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.ros.worker import Worker
@@ -250,30 +250,3 @@ def _return_memory() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def camera_names(config: Config) -> dict[str, str]:
-    """Topic by camera name, in the order of the topics.
-
-    Raises:
-        ConfigError: no topics, or names that are too few, too many, or not distinct.
-    """
-    topics, names = config.input.image_topics, config.input.camera_names
-    if not topics:
-        raise ConfigError("input.image_topics is empty; give at least one image topic")
-    if names and len(names) != len(topics):
-        raise ConfigError(
-            f"input.camera_names has {len(names)} names for {len(topics)} topics in "
-            "input.image_topics; give as many, or none"
-        )
-    by_name = dict(zip(names or topics, topics, strict=True))
-    if len(by_name) != len(topics) or len(set(topics)) != len(topics):
-        raise ConfigError("input.image_topics and input.camera_names must each be distinct")
-    return by_name
-
-
-def image_topic(topic: str, compressed: bool) -> str:
-    """The topic to subscribe to: image_transport publishes compressed images beside the raw."""
-    if compressed and not topic.endswith("/compressed"):
-        return topic.rstrip("/") + "/compressed"
-    return topic

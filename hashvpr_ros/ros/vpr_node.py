@@ -17,15 +17,16 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.validate_topic_name import validate_topic_name
 
-from hashvpr_ros.config import Config
+from hashvpr_ros.config import Config, camera_names, image_topic
 from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
+from hashvpr_ros.mapping.sessions import StampWatch
 from hashvpr_ros.msg import LoopClosure, MapStatus, PlaceDescriptor, PlaceHypotheses
 from hashvpr_ros.ros import conversions
-from hashvpr_ros.ros.cameras import Arrival, Cameras, StampWatch
+from hashvpr_ros.ros.cameras import Arrival, Cameras
 from hashvpr_ros.ros.diagnostics import Stats, diagnostics
 from hashvpr_ros.ros.parameters import Parameters
 from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
-from hashvpr_ros.ros.runtime import Runtime, camera_names, image_topic
+from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.ros.services import Services
 from hashvpr_ros.types import Mode
 
@@ -340,7 +341,7 @@ class VprNode(LifecycleNode):
             runtime.start_session()
         pose = None
         if poses is not None:
-            pose = poses.at(arrival.stamp_ns, runtime.config.pose.max_age_s)
+            pose = poses.at(arrival.stamp_ns, runtime.config.pose)
             if pose is None:
                 self._stats.cameras[camera].without_pose += 1
         decision = runtime.recognizer.process(image, arrival.stamp_ns, pose, camera)

@@ -134,7 +134,7 @@ def test_poses_of_every_kind_of_message(tmp_path, storage, kind):
     assert read == [Pose((float(s), 2.5, -1.0), turn, "world") for s in (1, 2, 3)]
 
 
-def test_the_pose_nearest_in_time_within_the_age(tmp_path):
+def test_the_pose_is_interpolated_between_those_within_the_age(tmp_path):
     ms = 1_000_000
     # Recorded in another order than stamped, as poses of a filter are.
     stamps = [S + 400 * ms, S, S + 100 * ms, S + 1000 * ms]
@@ -146,7 +146,8 @@ def test_the_pose_nearest_in_time_within_the_age(tmp_path):
         pose = frames.pose_at(S + round(at_ms * ms))
         return None if pose is None else round(pose.position_m[0] - 1, 3)
 
-    assert [x(0), x(40), x(60), x(100), x(240), x(260)] == [0, 0, 0.1, 0.1, 0.1, 0.4]
+    assert [x(0), x(40), x(60), x(100), x(240), x(260)] == [0, 0.04, 0.06, 0.1, 0.24, 0.26]
+    assert [x(150), x(320)] == [0.1, 0.4]  # of two, one is too far: near no more than one
     assert [x(-200), x(-200.001), x(600), x(600.001), x(799.999), x(800)] == [
         0, None, 0.4, None, None, 1.0,
     ]  # fmt: skip
