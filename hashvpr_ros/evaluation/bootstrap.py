@@ -1,0 +1,68 @@
+"""Intervals of measures, by resampling the queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def interval(
+    statistic: Callable[[NDArray[np.int64]], float],
+    n: int,
+    *,
+    level: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
+    block: int = 1,
+) -> tuple[float, float]:
+    """Percentile bootstrap of a measure over queries (Efron and Tibshirani 1993, chapter 13).
+
+    Consecutive images of a drive are hits or misses together, and resampled one by one they would
+    look like more evidence than they are. With a block above 1, runs of that many neighbours are
+    drawn instead (moving blocks: Künsch, The Jackknife and the Bootstrap for General Stationary
+    Observations, Annals of Statistics 1989); a block should span several times what one place is
+    in view for.
+
+    Two measures need care. A recall at 100 % precision hangs on the one best wrong match, which
+    a third of all resamples lack: its interval shows how it swings, and holds the true value less
+    often than the level says. A calibration error grows with the noise of resampling: its interval
+    lies too high, and may leave out the error itself.
+
+    Args:
+        statistic: the measure of the queries of an index array int64 [n], in which an index may
+            occur several times. With the ranks of `metrics.first_hit`, recall@5 is
+            `lambda i: (first[i] < 5).mean()`.
+        n: number of queries, numbered in the order in which they were taken.
+        level: share of repetitions whose interval should hold the true value, between 0 and 1.
+        samples: number of resamples.
+        seed: equal seeds draw equal resamples, whatever the statistic.
+        block: length of the runs in queries.
+
+    Returns:
+        lower and upper end. Resamples whose statistic is NaN are left out; NaN, NaN where all are,
+        and where fewer than two blocks of queries leave nothing to tell the spread by.
+
+    Raises:
+        ValueError: level not between 0 and 1, or samples or block below 1.
+    """
+    if not 0.0 < level < 1.0 or samples < 1 or block < 1:
+        raise ValueError(
+            f"a level is between 0 and 1, not {level}; samples and block are at least 1, not "
+            f"{samples} and {block}"
+        )
+    if n < 2 * block:
+        return float("nan"), float("nan")
+    random = np.random.default_rng(seed)
+    blocks = -(-n // block)
+    run = np.arange(block)
+    values = np.empty(samples)
+    for i in range(samples):
+        starts = random.integers(n - block + 1, size=(blocks, 1))
+        values[i] = statistic((starts + run).ravel()[:n])
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    lower, upper = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(lower), float(upper)
