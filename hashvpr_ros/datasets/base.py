@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -28,3 +29,22 @@ class Frames(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Frame]: ...
+
+
+class Traverses(Protocol):
+    """Images to be recognized, images to recognize them by, and which of these are correct."""
+
+    queries: list[Path]
+    references: list[Path]
+
+    def positives(self, tolerance: int = 0) -> list[set[int]]:
+        """Indices of the correct references of each query; none where it has none.
+
+        Args:
+            tolerance: references within so many indices of a correct one count, too; where frames
+                are numbered, within so many frames.
+
+        Raises:
+            ConfigError: the layout has no order in which neighbours could count.
+        """
+        ...

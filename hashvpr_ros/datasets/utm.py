@@ -1,0 +1,145 @@
+"""The layout of the VPR benchmarks: database/, queries/, and positions in the files' names.
+
+Berton et al., "Deep Visual Geo-localization Benchmark" (CVPR 2022, section 3), and their
+VPR-datasets-downloader and VPR-methods-evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hashvpr_ros.datasets.folder import SUFFIXES, check_folder
+from hashvpr_ros.errors import ConfigError, DatasetError
+
+_DATABASE, _QUERIES = "database", "queries"
+_LIMIT_M = 1e8  # ten times what UTM has
+
+
+class UtmTraverses:
+    """Images with names `@utm_east@utm_north@…@.jpg`, in the order of their paths.
+
+    As in the benchmark, coordinates are compared whatever their UTM zone.
+
+    Args:
+        folder: with database/ and queries/, or with images/test/ that has both. They are searched
+            with all folders in them but hidden ones and links.
+        radius_m: a reference is correct up to this distance from the query, the limit included.
+
+    Attributes:
+        query_xy, reference_xy: float64 [n, 2], east and north in metres.
+
+    Raises:
+        DatasetError: a folder is missing or without images, or a name has no position.
+        ConfigError: the radius is negative or not finite.
+    """
+
+    def __init__(self, folder: Path, radius_m: float = 25.0) -> None:
+        if not math.isfinite(radius_m) or radius_m < 0:
+            raise ConfigError(f"radius_m is {radius_m}; give a distance in metres, 25 as a rule")
+        check_folder(folder)
+        place = _place(folder)
+        if place is None:
+            raise DatasetError(
+                f"{folder}: has no folders {_DATABASE}/ and {_QUERIES}/; give the folder that "
+                "holds both, with images named @utm_east@utm_north@…@.jpg"
+            )
+        self.folder, self.radius_m = folder, radius_m
+        self.queries, self.references = _sorted(place / _QUERIES), _sorted(place / _DATABASE)
+        self.query_xy = np.array([_position(p) for p in self.queries], np.float64)
+        self.reference_xy = np.array([_position(p) for p in self.references], np.float64)
+
+    def positives(self, tolerance: int = 0) -> list[set[int]]:
+        """The references of each query within the radius.
+
+        Args:
+            tolerance: 0; the order of names is not that of places, and neighbours in it may be
+                views of one panorama or streets apart.
+
+        Raises:
+            ConfigError: another tolerance.
+        """
+        if tolerance:
+            raise ConfigError(
+                f"{self.folder}: takes no tolerance, since its images are in the order of their "
+                "names and not of places; leave it at 0 and set the radius"
+            )
+        # Sorted along the axis in which they lie furthest apart, so that few are looked at.
+        axis = int(np.ptp(self.reference_xy, axis=0).argmax())
+        order = np.argsort(self.reference_xy[:, axis], kind="stable")
+        ordered = self.reference_xy[order]
+        reach_m = self.radius_m + 1  # so that rounding leaves out none at the limit
+        first = np.searchsorted(ordered[:, axis], self.query_xy[:, axis] - reach_m, "left")
+        last = np.searchsorted(ordered[:, axis], self.query_xy[:, axis] + reach_m, "right")
+        found = []
+        for xy, begin, end in zip(self.query_xy, first, last, strict=True):
+            away = ordered[begin:end] - xy
+            near = np.hypot(away[:, 0], away[:, 1]) <= self.radius_m
+            found.append(set(order[begin:end][near].tolist()))
+        return found
+
+
+def is_utm(folder: Path) -> bool:
+    """Whether a folder has both parts, and an image with an @ in its name.
+
+    Raises:
+        DatasetError: a folder cannot be read.
+    """
+    place = _place(folder)
+    if place is None:
+        return False
+    return any("@" in p.name for part in (_DATABASE, _QUERIES) for p in _images(place / part))
+
+
+def _place(folder: Path) -> Path | None:
+    """Where both parts lie."""
+    for place in (folder, folder / "images" / "test"):
+        if (place / _DATABASE).is_dir() and (place / _QUERIES).is_dir():
+            return place
+    return None
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    def refuse(e: OSError) -> None:
+        raise e  # which os.walk would pass over
+
+    try:
+        for root, folders, names in os.walk(folder, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                path = Path(root, name)
+                hidden = name.startswith(".")
+                if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
+                    yield path
+    except OSError as e:
+        raise DatasetError(
+            f"{e.filename}: cannot be read: {e.strerror}; correct its rights"
+        ) from e
+
+
+def _sorted(folder: Path) -> list[Path]:
+    paths = sorted(_images(folder))
+    if not paths:
+        raise DatasetError(
+            f"{folder}: holds no images ({', '.join(SUFFIXES)}); put them there or correct the "
+            "path"
+        )
+    return paths
+
+
+def _position(path: Path) -> tuple[float, float]:
+    try:
+        _, east, north, *_ = path.stem.split("@")
+        x_m, y_m = float(east), float(north)
+    except ValueError:
+        x_m = y_m = math.nan
+    if not (abs(x_m) <= _LIMIT_M and abs(y_m) <= _LIMIT_M):  # what is NaN, too
+        raise DatasetError(
+            f"{path}: its name does not tell its position in metres, @utm_east@utm_north@…@.jpg; "
+            "rename or remove the file"
+        )
+    return x_m, y_m
