@@ -47,7 +47,15 @@ def write_json(path: Path | None, value: object) -> None:
     """
     if path is None:
         return
-    text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from hashvpr_ros.cli.common import machine, progress_bar, table, ticker, write_json
-from hashvpr_ros.cli.node_run import NodeRun, check_ros, run_node
+from hashvpr_ros.cli.common import progress_bar, ticker
+from hashvpr_ros.cli.node_run import check_ros, run_node
+from hashvpr_ros.cli.run_report import make_run, show_run
 
 _LENGTH_M, _SEED, _EXCLUDE_RECENT_S = 120.0, 0, 20.0
 _PLAY_HZ = 10.0  # images a second, as most robots give
@@ -44,41 +45,10 @@ def command(data: Path | None, out: Path, hz: float) -> None:
 
     Needs ROS 2 and the built messages: `make demo` brings both.
     """
-    from hashvpr_ros.evaluation.report import write_report
-
     check_ros()
     out.mkdir(parents=True, exist_ok=True)
     run = _course(out, hz) if data is None else _dataset(data, out, hz)
-    summary = run.summary()
-    report = out / "report.html"
-    write_report(run, report, machine())
-    write_json(out / "summary.json", summary)
-    latency = summary["latency_ms"]
-    click.echo(f"\n{run.title}")
-    rows = [
-        (
-            "images played, answered, lost",
-            f"{summary['images_played']}, {summary['images_answered']}, {summary['images_lost']}",
-        ),
-        ("images that show a known place", str(summary["revisits"])),
-        ("  recall@1 of single images", _percent(summary["recall_at_1"])),
-        ("  closed by an accepted closure", _percent(summary["closure_recall"])),
-        ("loop closures accepted", str(summary["closures_accepted"])),
-        ("  precision against ground truth", _percent(summary["closure_precision"])),
-        ("latency, image published to answer", _ms(latency["end_to_end"])),
-        ("  of it in the network", _ms(latency["engine"])),
-        ("  search and re-ranking", f"{_ms(latency['search'])} and {_ms(latency['rerank'])}"),
-    ]
-    click.echo(table(rows))
-    click.echo(f"report: {report.resolve()}")
-
-
-def _percent(value: float | None) -> str:
-    return "none" if value is None else f"{value:.1f} %"
-
-
-def _ms(value: dict[str, float]) -> str:
-    return f"{value['median']:.1f} ms (p95 {value['p95']:.1f})"
+    show_run(run, out)
 
 
 def _parameters(**changes: Any) -> dict[str, Any]:
@@ -89,7 +59,8 @@ def _course(out: Path, hz: float) -> Any:
     """Two laps of the rendered course: the first is mapped, the second recognised, in one go."""
     from hashvpr_ros.datasets.bag import BagFrames
     from hashvpr_ros.datasets.bag_writer import IMAGE_TOPIC, ODOMETRY_TOPIC
-    from hashvpr_ros.evaluation.run_result import TruthByPose
+    from hashvpr_ros.evaluation.ground_truth import TruthByPose
+    from hashvpr_ros.evaluation.run_result import judge, read_answers
 
     bag = _rendered_bag(out)
     map_path = _fresh_map(out / "course.vprmap")
@@ -112,21 +83,22 @@ def _course(out: Path, hz: float) -> Any:
     frames = BagFrames(bag, IMAGE_TOPIC, ODOMETRY_TOPIC)
     stamps = sorted(run.published_ns)
     truth = TruthByPose(frames.pose_at, stamps, _EXCLUDE_RECENT_S)
-    positions = {s: _xy(frames.pose_at(s)) for s in stamps}
-    return _result(
+    images = {frame.stamp_ns: frame.rgb for frame in frames}
+    return make_run(
         f"Two laps of a rendered course of {_LENGTH_M:.0f} m",
-        run,
-        truth,
+        judge(read_answers(run.answers), truth),
         map_path,
-        {frame.stamp_ns: frame for frame in frames},
-        positions,
-        {
+        played=len(stamps),
+        images=lambda wanted: {s: images[s] for s in wanted},
+        positions={s: _xy(frames.pose_at(s)) for s in stamps},
+        settings={
             "mode": "slam",
             "course_m": _LENGTH_M,
             "seed": _SEED,
             "hz": hz,
             "exclude_recent_s": _EXCLUDE_RECENT_S,
         },
+        live=run,
     )
 
 
@@ -166,7 +138,8 @@ def _dataset(data: Path, out: Path, hz: float) -> Any:
     from hashvpr_ros.datasets.folder import FolderFrames
     from hashvpr_ros.datasets.vpr_bench import VprBench
     from hashvpr_ros.evaluation.evaluate import SMALL_MAP, SMALL_TOP_K
-    from hashvpr_ros.evaluation.run_result import TruthByIndex
+    from hashvpr_ros.evaluation.ground_truth import TruthByIndex
+    from hashvpr_ros.evaluation.run_result import judge, read_answers
     from hashvpr_ros.map.place_map import PlaceMap
     from hashvpr_ros.mapping.builder import build_map
     from hashvpr_ros.matching.recognizer import Recognizer
@@ -206,54 +179,17 @@ def _dataset(data: Path, out: Path, hz: float) -> Any:
         out / "run",
         rate=hz * queries.period_s,
     )
-    frames = {frame.stamp_ns: frame for frame in BagFrames(bag, IMAGE_TOPIC)}
-    truth = TruthByIndex(dict(zip(sorted(frames), dataset.positives(), strict=True)))
-    return _result(
+    images = {frame.stamp_ns: frame.rgb for frame in BagFrames(bag, IMAGE_TOPIC)}
+    truth = TruthByIndex(dict(zip(sorted(images), dataset.positives(), strict=True)))
+    return make_run(
         f"{data.resolve().name}: {len(queries)} live images against a map of {len(references)}",
-        run,
-        truth,
+        judge(read_answers(run.answers), truth),
         map_path,
-        frames,
-        {},
-        {"mode": "localization", "top_k": top_k, "hz": hz, "data": data.resolve().name},
-    )
-
-
-def _result(
-    title: str,
-    run: NodeRun,
-    truth: Any,
-    map_path: Path,
-    frames: dict[int, Any],
-    positions: dict[int, tuple[float, float]],
-    settings: dict[str, Any],
-) -> Any:
-    from hashvpr_ros.evaluation.run_result import RunResult, read_answers
-    from hashvpr_ros.imaging import decode_compressed
-    from hashvpr_ros.map.place_map import PlaceMap
-
-    place_map = PlaceMap.open(map_path, read_only=True)
-
-    def thumbnail(keyframe: int) -> Any:
-        jpeg = place_map.thumbnail(keyframe)
-        return None if jpeg is None else decode_compressed(jpeg)
-
-    return RunResult(
-        title=title,
-        answers=read_answers(run.answers, truth),
         played=len(run.published_ns),
-        end_to_end_ms=list(run.end_to_end_ms().values()),
-        node_cpu=run.node_cpu,
-        settings={
-            **settings,
-            "model": place_map.model_name,
-            "model_fingerprint": place_map.fingerprint,
-            "keyframes": len(place_map),
-        },
-        query_image=lambda s: frames[s].rgb if s in frames else None,
-        match_image=thumbnail,
-        query_position=positions,
-        match_position=lambda a: positions.get(a.match_stamp_ns),
+        images=lambda wanted: {s: images[s] for s in wanted},
+        positions={},
+        settings={"mode": "localization", "top_k": top_k, "hz": hz, "data": data.resolve().name},
+        live=run,
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from hashvpr_ros.cli.common import machine, write_json
+from hashvpr_ros.cli.settings import change_of, set_option
 from hashvpr_ros.errors import ConfigError
 
 MISSING = "is not installed; pip install 'hashvpr_ros[train]' brings what training needs"
@@ -35,13 +35,7 @@ def _example(context: click.Context, _: Any, wanted: bool) -> None:
 @click.argument("branch", type=click.Choice(["float", "hash"]))
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--resume", is_flag=True, help="Go on from the last epoch of the output folder.")
-@click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Another value for a setting, such as optimizer.epochs=5. May be repeated.",
-)
+@set_option("optimizer.epochs=5")
 def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -> None:
     """Train BRANCH beside a frozen backbone with the settings of CONFIG.
 
@@ -53,7 +47,7 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
         from hashvpr_ros.training.trainer import BEST, Trainer
     except ImportError as e:
         raise ConfigError(f"{e.name} {MISSING}") from e
-    settings = read_config(config, dict(_change(c) for c in changes))
+    settings = read_config(config, dict(change_of(c) for c in changes))
     trainer = Trainer(settings, branch, resume=resume, bar=_bars())
     click.echo(
         f"{trainer.network.name}, {branch} branch: {len(trainer.places)} places, "
@@ -79,16 +73,6 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
         write_json(trainer.folder / "history.json", history)
     trainer.finish()
     click.echo(f"best: {trainer.folder / BEST}")
-
-
-def _change(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--set takes NAME=VALUE, not {text!r}")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"--set {text}: the value is no YAML; correct it") from e
 
 
 def _bars() -> Callable[[int, str], Callable[[int], object]]:

@@ -124,14 +124,15 @@ def latency(run: RunResult) -> str:
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(6, 4))
         engine = [a.times_ms["engine"] for a in run.answers]
-        longest = float(np.percentile(run.end_to_end_ms or [1.0], 99)) * 1.1
+        longest = float(np.percentile(run.end_to_end_ms or engine or [1.0], 99)) * 1.1
         bins = np.linspace(0, longest, 50)
-        axes.hist(
-            np.clip(run.end_to_end_ms, 0, longest),
-            bins,
-            color="#7aa6c2",
-            label="image published to answer received",
-        )
+        if run.end_to_end_ms:
+            axes.hist(
+                np.clip(run.end_to_end_ms, 0, longest),
+                bins,
+                color="#7aa6c2",
+                label="image published to answer received",
+            )
         axes.hist(
             np.clip(engine, 0, longest), bins, color="#e09f3e", alpha=0.8, label="network alone"
         )

@@ -1,10 +1,10 @@
-"""A run of the node beside ground truth: what was right, what was missed, what it took."""
+"""A run beside ground truth, live or replayed: what was right, what was missed, what it took."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.datasets.bag import read_hypotheses, stamp_ns
+from hashvpr_ros.evaluation.ground_truth import Truth
 from hashvpr_ros.evaluation.metrics import average_precision, median_p95, precision_recall
-from hashvpr_ros.types import Pose
+from hashvpr_ros.types import Decision
 
-STAGES = ("decode", "preprocess", "engine", "search", "rerank", "store", "total")
+_STAGES = ("decode", "preprocess", "engine", "search", "rerank", "store", "total")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One PlaceHypotheses message, judged."""
+    """What was concluded from one image."""
 
     stamp_ns: int
-    possible: bool  # the map holds this place
-    right: bool  # the best hypothesis shows it
     accepted: bool
     reason: str
     probability: float
@@ -32,6 +31,9 @@ class Answer:
     match_id: int  # keyframe of the best hypothesis, 0 for none
     match_stamp_ns: int
     times_ms: dict[str, float]
+    # What `judge` adds:
+    possible: bool = False  # the map holds this place
+    right: bool = False  # the best hypothesis shows it
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ class RunResult:
     title: str
     answers: list[Answer]
     played: int
-    end_to_end_ms: list[float]
-    node_cpu: float
     settings: Mapping[str, Any]
-    # Images by stamp, for the gallery; positions by stamp, for the map; indices, for the matrix.
-    query_image: Callable[[int], NDArray[np.uint8] | None]
-    match_image: Callable[[int], NDArray[np.uint8] | None]  # by keyframe id
+    # For the gallery: images of stamps and of keyframes, where there are any.
+    query_images: Callable[[Sequence[int]], Mapping[int, NDArray[np.uint8]]]
+    match_images: Callable[[Sequence[int]], Mapping[int, NDArray[np.uint8]]]  # by keyframe id
+    end_to_end_ms: Sequence[float] = ()  # published to answered; none of a replay
+    node_cpu: float = math.nan  # cores
     query_position: dict[int, tuple[float, float]] = field(default_factory=dict)
     match_position: Callable[[Answer], tuple[float, float] | None] = lambda _: None
 
@@ -59,6 +61,9 @@ class RunResult:
         _, precision, recall = precision_recall(
             [a.probability for a in matched], [a.right for a in matched], len(possible)
         )
+        latency = {"end_to_end": median_p95(self.end_to_end_ms)} if self.end_to_end_ms else {}
+        for stage in self.answers[0].times_ms if self.answers else ():
+            latency[stage] = median_p95([a.times_ms[stage] for a in self.answers])
         return {
             "images_played": self.played,
             "images_answered": len(self.answers),
@@ -69,10 +74,7 @@ class RunResult:
             "closure_precision": percent(len(right), len(accepted)),
             "closure_recall": percent(sum(a.possible for a in right), len(possible)),
             "average_precision": round(average_precision(precision, recall), 4),
-            "latency_ms": {
-                "end_to_end": median_p95(self.end_to_end_ms),
-                **{s: median_p95([a.times_ms[s] for a in self.answers]) for s in STAGES},
-            },
+            "latency_ms": latency,
             "node_cpu_cores": round(self.node_cpu, 2),
         }
 
@@ -82,58 +84,8 @@ def percent(part: int, whole: int) -> float | None:
     return round(100.0 * part / whole, 1) if whole else None
 
 
-@dataclass(frozen=True)
-class TruthByPose:
-    """Right is what was taken near here and looking the same way.
-
-    Args:
-        pose_at: exact pose of an image by stamp.
-        stamps: of all images played, ascending.
-        exclude_recent_s: what is younger than this is no revisit.
-    """
-
-    pose_at: Callable[[int], Pose | None]
-    stamps: list[int]
-    exclude_recent_s: float
-    radius_m: float = 4.0
-    angle_rad: float = math.radians(40)
-
-    def near(self, a: int, b: int) -> bool:
-        """Whether the images stamped a and b show the same place."""
-        p, q = self.pose_at(a), self.pose_at(b)
-        if p is None or q is None:
-            return False
-        turn = abs(sum(x * y for x, y in zip(p.orientation, q.orientation, strict=True)))
-        angle = 2 * math.acos(min(1.0, turn))
-        return math.dist(p.position_m, q.position_m) <= self.radius_m and angle <= self.angle_rad
-
-    def possible(self, stamp: int) -> bool:
-        """Whether the place was seen before, outside the excluded recent past."""
-        until = stamp - self.exclude_recent_s * 1e9
-        return any(self.near(stamp, s) for s in self.stamps if s <= until)
-
-    def right(self, stamp: int, match_id: int, match_stamp: int) -> bool:
-        """Whether a match is right."""
-        return self.near(stamp, match_stamp)
-
-
-@dataclass(frozen=True)
-class TruthByIndex:
-    """Right is what the ground truth of a dataset names; keyframe ids count references from 1."""
-
-    positives: Mapping[int, set[int]]  # by stamp
-
-    def possible(self, stamp: int) -> bool:
-        """Whether any reference shows the place."""
-        return bool(self.positives[stamp])
-
-    def right(self, stamp: int, match_id: int, match_stamp: int) -> bool:
-        """Whether a match is right."""
-        return match_id - 1 in self.positives[stamp]
-
-
-def read_answers(bag: Path, truth: TruthByPose | TruthByIndex) -> list[Answer]:
-    """Judge the PlaceHypotheses of a recorded bag, in the order of their stamps.
+def read_answers(bag: Path) -> list[Answer]:
+    """The PlaceHypotheses of a recorded bag in the order of their stamps, not yet judged.
 
     Raises:
         DatasetError: the bag cannot be read.
@@ -141,20 +93,50 @@ def read_answers(bag: Path, truth: TruthByPose | TruthByIndex) -> list[Answer]:
     answers = []
     for stamp, m in read_hypotheses(bag):
         best = m.hypotheses[0] if len(m.hypotheses) else None
-        match_id = int(best.place_id) if best else 0
-        match_stamp = stamp_ns(best.stamp) if best else 0
         answers.append(
             Answer(
                 stamp,
-                truth.possible(stamp),
-                bool(best) and truth.right(stamp, match_id, match_stamp),
                 bool(m.accepted),
                 str(m.reason),
                 float(best.probability) if best else 0.0,
                 float(best.similarity) if best else 0.0,
-                match_id,
-                match_stamp,
-                {s: float(getattr(m.times, s)) for s in STAGES},
+                int(best.place_id) if best else 0,
+                stamp_ns(best.stamp) if best else 0,
+                {s: float(getattr(m.times, s)) for s in _STAGES},
             )
         )
     return sorted(answers, key=lambda a: a.stamp_ns)
+
+
+def answer_of(decision: Decision) -> Answer:
+    """What a replayed decision says, not yet judged."""
+    best = decision.hypotheses[0] if decision.hypotheses else None
+    times = decision.times
+    return Answer(
+        decision.stamp_ns,
+        decision.accepted,
+        decision.reason.value,
+        best.probability if best else 0.0,
+        best.similarity if best else 0.0,
+        best.keyframe.id if best else 0,
+        best.keyframe.stamp_ns if best else 0,
+        {
+            "preprocess": times.preprocess_ms,
+            "engine": times.engine_ms,
+            "search": times.search_ms,
+            "rerank": times.rerank_ms,
+            "store": times.store_ms,
+        },
+    )
+
+
+def judge(answers: Sequence[Answer], truth: Truth) -> list[Answer]:
+    """The same answers with what the truth says of them."""
+    return [
+        replace(
+            a,
+            possible=truth.possible(a.stamp_ns),
+            right=bool(a.match_id) and truth.right(a.stamp_ns, a.match_id, a.match_stamp_ns),
+        )
+        for a in answers
+    ]

@@ -1,0 +1,345 @@
+"""`hashvpr replay`: the node's decisions on a bag, offline."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hashvpr_ros import __version__
+from hashvpr_ros.cli.common import (
+    json_option,
+    machine,
+    progress_bar,
+    table,
+    write_json,
+    write_text,
+)
+from hashvpr_ros.cli.run_report import make_run, show_run
+from hashvpr_ros.cli.settings import change_of, read_parameter_file, set_option
+from hashvpr_ros.config import settings
+from hashvpr_ros.errors import ConfigError, MapError
+
+if TYPE_CHECKING:
+    from hashvpr_ros.cli.node_run import NodeRun
+    from hashvpr_ros.config import Config
+    from hashvpr_ros.datasets.bag import BagFrames
+    from hashvpr_ros.evaluation.run_result import Answer
+    from hashvpr_ros.types import Pose
+
+_TRUTH_AGE_S = 0.2  # an image has a true pose where one is known within this time
+
+
+@click.command(name="replay")
+@click.argument("bag", type=click.Path(path_type=Path))
+@click.option(
+    "--params",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="ROS 2 parameter file of the node. Default: the node's defaults.",
+)
+@set_option("matching.top_k=50")
+@click.option(
+    "--image-topic",
+    "image_topics",
+    multiple=True,
+    help="Image topic of the bag; may be repeated. Default: the bag's, where it has one.",
+)
+@click.option("--pose-topic", default=None, help="Odometry topic that the node is to listen to.")
+@click.option(
+    "--map",
+    "map_path",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Map to begin with; it is copied, never changed. Default: an empty one.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("replay_output"),
+    show_default=True,
+    help="Folder for the map, decisions and report.",
+)
+@click.option(
+    "--truth",
+    default=None,
+    metavar="FILE|TOPIC",
+    help="Ground truth: a TUM trajectory, or a pose topic of the bag. Then there is a report.",
+)
+@click.option(
+    "--radius",
+    "radius_m",
+    type=click.FloatRange(0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="With --truth: metres within which two images show one place.",
+)
+@click.option(
+    "--angle",
+    "angle_deg",
+    type=click.FloatRange(0, 180),
+    default=40.0,
+    show_default=True,
+    help="With --truth: degrees by which they may look apart.",
+)
+@click.option("--ros", is_flag=True, help="Play the bag to a live node over DDS instead.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.01, 100.0),
+    default=1.0,
+    show_default=True,
+    help="With --ros: times the bag's own speed.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Decisions of another run, its OUT/decisions.jsonl: say where the two part first.",
+)
+@json_option
+def command(
+    bag: Path,
+    params: Path | None,
+    changes: tuple[str, ...],
+    image_topics: tuple[str, ...],
+    pose_topic: str | None,
+    map_path: Path | None,
+    out: Path,
+    truth: str | None,
+    radius_m: float,
+    angle_deg: float,
+    ros: bool,
+    rate: float,
+    against: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Run the node's own code on BAG, without ROS and as fast as it goes.
+
+    The same bag and settings give the same digest of all decisions, every time, and that of the
+    live node where it drops no image and its odometry comes in time (pose.wait_s).
+    """
+    from hashvpr_ros.config import from_flat
+    from hashvpr_ros.evaluation.decisions import digest, first_difference, read_lines
+
+    flat = read_parameter_file(params) if params else {}
+    flat |= dict(change_of(c) for c in changes)
+    flat |= _topics(bag, image_topics, pose_topic, "input.image_topics" in flat)
+    config = from_flat(flat | {"map.path": str(out / "map.vprmap")})
+    frames, cameras = _open(bag, config)
+    other = None if against is None else read_lines(against)
+    pose_at = None if truth is None else _read_truth(bag, truth)
+    _prepare_map(map_path, Path(config.map.path))
+    run = _play(bag, flat, config, out, rate) if ros else _replay(frames, cameras, config)
+    write_text(out / "decisions.jsonl", "".join(f"{line}\n" for line in run.lines))
+    result: dict[str, Any] = {"images": len(run.lines), "digest": digest(run.lines)}
+    if pose_at is not None:
+        seen = _Truth(pose_at, radius_m, math.radians(angle_deg))
+        result |= _report(bag, run, frames, config, seen, out)
+    reasons = Counter(a.reason for a in run.answers)
+    result["reasons"] = dict(reasons)
+    for line in frames.skipped[:5]:
+        click.echo(f"left out: {line}", err=True)
+    click.echo(
+        table(
+            [
+                ("images", str(len(run.lines))),
+                *((f"  {k.replace('_', ' ')}", str(v)) for k, v in reasons.most_common()),
+            ]
+        )
+    )
+    click.echo(f"digest of {out / 'decisions.jsonl'}: {result['digest']}")
+    if other is not None:
+        result["difference"] = difference = first_difference(other, run.lines)
+        click.echo(f"first difference: {difference}" if difference else "no difference")
+    write_json(json_path, result | {"machine": machine(), "version": __version__})
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """True poses, and how near is near."""
+
+    pose_at: Callable[[int], Pose | None]
+    radius_m: float
+    angle_rad: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    lines: list[str]
+    answers: list[Answer]
+    live: NodeRun | None = None
+
+
+def _topics(
+    bag: Path, image_topics: Sequence[str], pose_topic: str | None, in_file: bool
+) -> dict[str, Any]:
+    """The settings that say which topics of the bag are used."""
+    from hashvpr_ros.datasets.bag import image_topics as topics_of
+
+    if not image_topics and not in_file:
+        image_topics = topics_of(bag)
+        if len(image_topics) != 1:
+            raise ConfigError(
+                f"{bag}: has {len(image_topics)} image topics ({', '.join(image_topics)}); choose "
+                "by --image-topic"
+            )
+    flat: dict[str, Any] = {}
+    if image_topics:
+        flat["input.image_topics"] = list(image_topics)
+    if pose_topic is not None:
+        flat |= {"pose.source": "odometry", "pose.odometry_topic": pose_topic}
+    return flat
+
+
+def _open(bag: Path, config: Config) -> tuple[BagFrames, dict[str, str]]:
+    """The frames of the node's topics, and the camera of each topic."""
+    from hashvpr_ros.config import camera_names, image_topic
+    from hashvpr_ros.datasets.bag import BagFrames
+
+    if config.pose.source == "tf":
+        raise ConfigError(
+            "pose.source is tf, which a replay does not read; give --pose-topic, or --set "
+            "pose.source=none"
+        )
+    cameras = {
+        _absolute(image_topic(topic, config.input.compressed)): name
+        for name, topic in camera_names(config).items()
+    }
+    odometry = config.pose.source == "odometry"
+    frames = BagFrames(
+        bag,
+        list(cameras),
+        _absolute(config.pose.odometry_topic) if odometry else "",
+        config.pose.max_age_s,
+    )
+    return frames, cameras
+
+
+def _absolute(topic: str) -> str:
+    return topic if topic.startswith("/") else f"/{topic}"
+
+
+def _prepare_map(start: Path | None, path: Path) -> None:
+    """A fresh map, or a copy of the one to begin with."""
+    from hashvpr_ros.map.place_map import PlaceMap
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    if start is not None:
+        with PlaceMap.open(start, read_only=True, create=False) as place_map:
+            place_map.copy_to(path)
+
+
+def _read_truth(bag: Path, truth: str) -> Callable[[int], Pose | None]:
+    """Poses by stamp, of a TUM file or of a topic of the bag."""
+    from hashvpr_ros.datasets.bag import open_bag, read_poses
+    from hashvpr_ros.datasets.trajectory import read_tum
+    from hashvpr_ros.poses import PoseTrack
+
+    if Path(truth).is_file():
+        track = PoseTrack(keep=0)
+        for stamp_ns, pose in read_tum(Path(truth)):
+            track.add(stamp_ns, pose)
+    else:
+        with closing(open_bag(bag)) as reader:
+            track = read_poses(reader, bag, truth)
+    return lambda stamp_ns: track.at(stamp_ns, _TRUTH_AGE_S)
+
+
+def _replay(frames: BagFrames, cameras: dict[str, str], config: Config) -> _Run:
+    from hashvpr_ros.engine.factory import open_engine
+    from hashvpr_ros.evaluation.decisions import line_of_decision
+    from hashvpr_ros.evaluation.replay import replay
+    from hashvpr_ros.evaluation.run_result import answer_of
+    from hashvpr_ros.map.place_map import PlaceMap
+    from hashvpr_ros.matching.recognizer import Recognizer
+    from hashvpr_ros.types import Mode
+
+    mode = Mode(config.mode)
+    engine = open_engine(config.engine)
+    engine.warm_up()
+    lines, answers = [], []
+    try:
+        with (
+            PlaceMap.open(
+                config.map.path,
+                engine.info.fingerprint,
+                engine.info.feature_dim,
+                model_name=engine.info.name,
+                read_only=mode is Mode.LOCALIZATION,
+                create=mode is not Mode.LOCALIZATION,
+                session=config.map.session,
+                commit_period_s=config.map.commit_period_s,
+            ) as place_map,
+            progress_bar(len(frames), "replaying") as bar,
+        ):
+            recognizer = Recognizer(engine, place_map, config, mode=mode)
+            for decision in replay(frames, recognizer, place_map, cameras):
+                if decision.store_error:
+                    raise MapError(decision.store_error)
+                lines.append(line_of_decision(decision))
+                answers.append(answer_of(decision))
+                bar.update(1)
+    finally:
+        engine.close()
+    return _Run(lines, answers)
+
+
+def _play(bag: Path, flat: dict[str, Any], config: Config, out: Path, rate: float) -> _Run:
+    from hashvpr_ros.cli.node_run import run_node
+    from hashvpr_ros.datasets.bag import read_hypotheses
+    from hashvpr_ros.evaluation.decisions import line_of_message
+    from hashvpr_ros.evaluation.run_result import read_answers
+
+    live = run_node(flat | {"map.path": config.map.path}, bag, out / "run", rate=rate)
+    if live.lost:
+        click.echo(f"{len(live.lost)} images were lost on the way, or dropped", err=True)
+    lines = [line_of_message(stamp, m) for stamp, m in read_hypotheses(live.answers)]
+    return _Run(lines, read_answers(live.answers), live)
+
+
+def _report(
+    bag: Path, run: _Run, frames: BagFrames, config: Config, truth_of: _Truth, out: Path
+) -> dict[str, Any]:
+    from hashvpr_ros.evaluation.ground_truth import TruthByPose
+    from hashvpr_ros.evaluation.run_result import judge
+    from hashvpr_ros.map.place_map import PlaceMap
+
+    path = Path(config.map.path)
+    with PlaceMap.open(path, read_only=True, create=False) as place_map:
+        in_map = [k.stamp_ns for k in place_map.keyframes(place_map.ids())]
+    slam = config.mode == "slam"
+    stamps = [a.stamp_ns for a in run.answers]
+    truth = TruthByPose(
+        truth_of.pose_at,
+        [*in_map, *(stamps if slam else ())],
+        config.matching.exclude_recent_s if slam else None,
+        truth_of.radius_m,
+        truth_of.angle_rad,
+    )
+    poses = {s: truth_of.pose_at(s) for s in {*stamps, *in_map}}
+
+    def images(wanted: Sequence[int]) -> dict[int, Any]:
+        chosen = set(wanted)
+        return {f.stamp_ns: f.rgb for f in frames if f.stamp_ns in chosen}
+
+    return show_run(
+        make_run(
+            f"{bag.name}, {'live' if run.live else 'replayed'}",
+            judge(run.answers, truth),
+            path,
+            played=len(frames),
+            images=images,
+            positions={s: p.position_m[:2] for s, p in poses.items() if p is not None},
+            settings={s.name: s.default for s in settings(config)},
+            live=run.live,
+        ),
+        out,
+    )
