@@ -130,11 +130,43 @@ class MatchingConfig:
         high=86400.0,
         change=LIVE,
     )
+    exclude_recent_m: float = setting(
+        0.0,
+        "With poses: keyframes of the same session made less than this distance ago are not "
+        "candidates (mode slam).",
+        unit="m",
+        low=0.0,
+        high=100000.0,
+        change=LIVE,
+    )
+    exclude_recent_keyframes: int = setting(
+        0,
+        "So many of the last keyframes of the same session are not candidates (mode slam).",
+        low=0,
+        high=100000,
+        change=LIVE,
+    )
+    max_drift: float = setting(
+        0.2,
+        "With poses: the most by which odometry errs, as a share of the way. Keyframes of the "
+        "same session that lie further off are no candidates. 0: odometry forbids nothing.",
+        low=0.0,
+        high=1.0,
+        change=LIVE,
+    )
     target_precision: float = setting(
         0.99,
         "A match is accepted as a loop closure when it is right with at least this probability.",
         low=0.5,
         high=1.0,
+        change=LIVE,
+    )
+    temporal: str = setting(
+        "both",
+        "What weighs a match over time. none: each image by itself; sequence: the share of the "
+        "preceding views that lead to it; filter: a Bayes filter over the map's places, moved by "
+        "odometry where there is any; both: the filter, and the sequence must support it.",
+        choices=("none", "sequence", "filter", "both"),
         change=LIVE,
     )
     sequence_length: int = setting(

@@ -31,6 +31,7 @@ class Reason(str, Enum):
     ACCEPTED = "accepted"
     BELOW_TARGET = "below_target"  # its probability is under `matching.target_precision`
     NO_SEQUENCE_SUPPORT = "no_sequence_support"  # the images before it point elsewhere
+    ODOMETRY_CONFLICT = "odometry_conflict"  # by odometry the robot can be at no candidate
     NO_CANDIDATE = "no_candidate"  # the map holds nothing outside the excluded recent past
     MAP_EMPTY = "map_empty"
     MAPPING_ONLY = "mapping_only"  # mode `mapping` does not query
@@ -102,12 +103,14 @@ class StageTimes:
     engine_ms: float = 0.0
     search_ms: float = 0.0
     rerank_ms: float = 0.0
+    temporal_ms: float = 0.0  # filter, sequence and verdict
     store_ms: float = 0.0  # keyframe selection and writing, the periodic commit included
 
     @property
     def outside_engine_ms(self) -> float:
         """The sum of all stages but the engine."""
-        return self.preprocess_ms + self.search_ms + self.rerank_ms + self.store_ms
+        matching_ms = self.search_ms + self.rerank_ms + self.temporal_ms
+        return self.preprocess_ms + matching_ms + self.store_ms
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,25 @@ class HammingIndex:
         mine = self._sessions[first : self._n] == session
         return first + np.flatnonzero(mine & (self._stamps[first : self._n] > stamp_ns))
 
+    def sessions_of(
+        self, ids: NDArray[np.integer], session: int, stamp_ns: int | None
+    ) -> NDArray[np.int32]:
+        """Sessions of ids, int32 [n]: -1 for ids that are not there, or excluded.
+
+        Args:
+            ids: in any order.
+            session, stamp_ns: what `excluded_rows` excludes; None: nothing.
+        """
+        if not self._n:
+            return np.full(len(ids), -1, np.int32)
+        rows = np.minimum(np.searchsorted(self._ids[: self._n], ids), self._n - 1)
+        sessions = self._sessions[rows]
+        absent = self._ids[rows] != ids
+        if stamp_ns is not None:
+            absent |= (sessions == session) & (self._stamps[rows] > stamp_ns)
+        sessions[absent] = -1
+        return sessions
+
     def search(
         self, code: NDArray[np.uint8], k: int, excluded: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -256,6 +256,26 @@ class PlaceMap:
                 excluded = self._index.excluded_rows(number, exclude_after_ns)
             return self._index.search(np.ascontiguousarray(code), k, excluded)
 
+    def sessions_of(
+        self,
+        ids: NDArray[np.integer],
+        *,
+        exclude_session: str = "",
+        exclude_after_ns: int | None = None,
+    ) -> NDArray[np.int32]:
+        """A number for the session of each id, int32 [n]; from memory alone.
+
+        Args:
+            exclude_session, exclude_after_ns: as for `search`.
+
+        Returns:
+            positive numbers; -1 for an id that the map does not hold, or that is excluded.
+        """
+        with self._lock:
+            self._check_open()
+            number = self._session_numbers.get(exclude_session, 0)
+            return self._index.sessions_of(ids, number, exclude_after_ns)
+
     def features(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Float features of keyframes, in the order of the ids: float32 [n, D].
 
@@ -318,6 +338,19 @@ class PlaceMap:
             if row := self._pending.get(id_):
                 return row.thumbnail
             return self._read(self._store.thumbnail, int(id_))
+
+    def codes_of(self, ids: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Codes of keyframes, uint8 [n, 64], from memory.
+
+        Raises:
+            MapError: an id that the map does not hold.
+        """
+        with self._lock:
+            rows = np.searchsorted(self._index.ids, ids)
+            rows = np.minimum(rows, len(self._index) - 1)
+            if len(ids) and (not len(self._index) or (self._index.ids[rows] != ids).any()):
+                self.keyframes(ids)  # says which there is not
+            return self._index.codes[rows]
 
     def codes(self) -> NDArray[np.uint8]:
         """A copy of all codes, uint8 [n, 64], in the order of `ids`."""

@@ -70,28 +70,28 @@ class RankedCandidates:
         """Whether all candidates are of one session."""
         return len({self.keyframe(i).session for i in range(len(self.found))}) == 1
 
-    def rivals(self, rank: int, same: SamePlaces) -> Iterator[float]:
-        """Similarities of the candidates that show another place than one, best first."""
-        match = self.keyframe(rank)
+    def rivals(self, match: Keyframe, same: SamePlaces) -> Iterator[float]:
+        """Similarities of the candidates that show another place than a match, best first."""
         for i, candidate in enumerate(self.found):
-            if i != rank and _is_elsewhere(match, self.keyframe(i), same):
+            if candidate.keyframe_id != match.id and _is_elsewhere(match, self.keyframe(i), same):
                 yield candidate.similarity
 
 
-def distinctness(ranked: RankedCandidates, rank: int, top_k: int, same: SamePlaces) -> float:
-    """Similarity of a candidate less that of the best one at another place.
+def distinctness(
+    ranked: RankedCandidates, match: Keyframe, similarity: float, top_k: int, same: SamePlaces
+) -> float:
+    """Similarity of a match less that of the best candidate at another place.
 
     Args:
         ranked: all candidates.
-        rank: of the candidate in question.
+        match, similarity: in question; usually one of them.
         top_k: how many candidates were asked for.
         same: stretches of the map that are one place.
 
     Returns:
         -2 to 2; at most 0 where the map, or what it holds of the session, is too small to tell.
     """
-    similarity = ranked.found[rank].similarity
-    rivals = ranked.rivals(rank, same)
+    rivals = ranked.rivals(match, same)
     rival = next(rivals, None)
     full = len(ranked.found) >= top_k  # else these are all keyframes that there are
     if rival is None:
@@ -106,10 +106,17 @@ def distinctness(ranked: RankedCandidates, rank: int, top_k: int, same: SamePlac
 
 def _is_elsewhere(a: Keyframe, b: Keyframe, same: SamePlaces) -> bool:
     # Another session may well show the same place: it can neither support nor contradict.
-    if a.session != b.session or abs(a.id - b.id) <= _NEAR_KEYFRAMES:
+    return a.session == b.session and not show_one_place(a, b, same)
+
+
+def show_one_place(a: Keyframe, b: Keyframe, same: SamePlaces) -> bool:
+    """Whether two keyframes are known to show the same place: by session, id, stamp or pose."""
+    if a.session != b.session:
         return False
-    if abs(a.stamp_ns - b.stamp_ns) <= _NEAR_NS or same.linked(a.id, b.id):
-        return False
-    if a.pose is None or b.pose is None or a.pose.frame_id != b.pose.frame_id:
+    if abs(a.id - b.id) <= _NEAR_KEYFRAMES or abs(a.stamp_ns - b.stamp_ns) <= _NEAR_NS:
         return True
-    return math.dist(a.pose.position_m, b.pose.position_m) > _NEAR_M
+    if same.linked(a.id, b.id):
+        return True
+    if a.pose is None or b.pose is None or a.pose.frame_id != b.pose.frame_id:
+        return False
+    return math.dist(a.pose.position_m, b.pose.position_m) <= _NEAR_M

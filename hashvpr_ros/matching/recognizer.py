@@ -16,15 +16,11 @@ from hashvpr_ros.engine.preprocess import check_rgb, resize
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.mapping.keyframes import KeyframeSelector
-from hashvpr_ros.matching.distinct import RankedCandidates, SamePlaces, distinctness
+from hashvpr_ros.matching.matcher import Matched, Matcher
 from hashvpr_ros.matching.probability import ProbabilityModel
-from hashvpr_ros.matching.rerank import candidates, rerank
-from hashvpr_ros.matching.sequence import SequenceMemory
 from hashvpr_ros.types import (
-    Candidate,
     Decision,
     Descriptor,
-    Hypothesis,
     Mode,
     Pose,
     Reason,
@@ -54,9 +50,8 @@ class Recognizer:
         self._mode = mode
         self._lock = threading.RLock()
         self._probability = ProbabilityModel.of(engine.info.probability_curve)
-        self._sequences: dict[str, SequenceMemory] = {}
         self._selectors: dict[str, KeyframeSelector] = {}
-        self._same_places = SamePlaces()
+        self._matcher = Matcher(place_map, config, self._probability)
 
     @property
     def mode(self) -> Mode:
@@ -77,22 +72,21 @@ class Recognizer:
         """Use another map; the sequence and the last keyframe are forgotten."""
         with self._lock:
             self._map = place_map
-            self._same_places = SamePlaces()
+            self._matcher = Matcher(place_map, self._config, self._probability)
             self.reset_sequence()
 
     def set_config(self, config: Config) -> None:
         """Use other settings, from the next image on."""
         with self._lock:
-            if config.matching.sequence_length != self._config.matching.sequence_length:
-                self._sequences.clear()
             self._config = config
+            self._matcher.set_config(config)
             for selector in self._selectors.values():
                 selector.config = config.keyframes
 
     def reset_sequence(self) -> None:
         """Forget the preceding images and keyframes, as after a jump in time or place."""
         with self._lock:
-            self._sequences.clear()
+            self._matcher.reset()
             self._selectors.clear()
 
     def process(
@@ -119,62 +113,58 @@ class Recognizer:
         """
         with self._lock:
             descriptor, times = self._describe(image)
-            if self._mode is Mode.MAPPING:
-                decision = Decision(
-                    stamp_ns,
-                    camera,
-                    self._map.map_id,
-                    descriptor,
-                    Reason.MAPPING_ONLY,
-                    times=times,
-                )
-            else:
-                memory = self._memory(camera)
-                memory.begin(stamp_ns)
-                decision = self._decide(
-                    descriptor,
-                    stamp_ns,
-                    camera,
-                    memory,
-                    times,
-                    self._config.matching.max_hypotheses,
-                    exclude=self._mode is Mode.SLAM,
-                )
-                best = decision.hypotheses[0] if decision.hypotheses else None
-                memory.add(
-                    stamp_ns,
-                    descriptor.code,
-                    best.keyframe if best else None,
-                    best.distinctness if best else 0.0,
-                )
             if pose is not None and not pose.is_valid():
                 pose = None
+            if self._mode is Mode.MAPPING:
+                matched = Matched(Reason.MAPPING_ONLY)
+            else:
+                matched = self._matcher.match(
+                    descriptor, stamp_ns, pose, camera, exclude=self._mode is Mode.SLAM
+                )
+            decision = self._decision(stamp_ns, camera, descriptor, matched, times)
             decision = dataclasses.replace(decision, pose=pose)
             if self._mode is not Mode.LOCALIZATION:
-                decision = self._store(decision, image)
-            if decision.accepted and decision.keyframe_id:
-                self._same_places.add(decision.keyframe_id, decision.hypotheses[0].keyframe.id)
+                decision = self._store(decision, matched, image)
             return decision
 
     def recognize(
         self, image: NDArray[np.uint8], camera: str = "camera", max_hypotheses: int = 0
     ) -> Decision:
-        """Recognise one image by itself; changes neither the map nor the sequence.
+        """Recognise one image by itself; changes neither the map nor what is remembered.
 
         The whole map is searched, and no preceding image supports the answer, so that it is
-        accepted only where one image may be (`matching.min_sequence_support` 0).
+        accepted only by the distinctness of this one image.
         """
         with self._lock:
             descriptor, times = self._describe(image)
-            return self._decide(
-                descriptor,
-                0,
-                camera,
-                SequenceMemory(self._config.matching.sequence_length),
+            count = max_hypotheses or self._config.matching.max_hypotheses
+            matched = self._matcher.match_alone(descriptor, count)
+            return self._decision(0, camera, descriptor, matched, times)
+
+    def _decision(
+        self,
+        stamp_ns: int,
+        camera: str,
+        descriptor: Descriptor,
+        matched: Matched,
+        times: StageTimes,
+    ) -> Decision:
+        return Decision(
+            stamp_ns,
+            camera,
+            self._map.map_id,
+            descriptor,
+            matched.reason,
+            hypotheses=matched.hypotheses,
+            candidates=matched.candidates,
+            new_place_probability=matched.new_place_probability,
+            times=dataclasses.replace(
                 times,
-                max_hypotheses or self._config.matching.max_hypotheses,
-                exclude=False,
-            )
+                search_ms=matched.search_ms,
+                rerank_ms=matched.rerank_ms,
+                temporal_ms=matched.temporal_ms,
+            ),
+        )
 
     def _describe(self, image: NDArray[np.uint8]) -> tuple[Descriptor, StageTimes]:
         info = self._engine.info
@@ -188,92 +178,7 @@ class Recognizer:
         )
         return Descriptor(codes[0], features[0]), times
 
-    def _memory(self, camera: str) -> SequenceMemory:
-        if camera not in self._sequences:
-            self._sequences[camera] = SequenceMemory(self._config.matching.sequence_length)
-        return self._sequences[camera]
-
-    def _decide(
-        self,
-        descriptor: Descriptor,
-        stamp_ns: int,
-        camera: str,
-        memory: SequenceMemory,
-        times: StageTimes,
-        max_hypotheses: int,
-        exclude: bool,
-    ) -> Decision:
-        matching = self._config.matching
-        started = time.perf_counter()
-        if exclude:
-            ids, distances = self._map.search(
-                descriptor.code,
-                matching.top_k,
-                exclude_session=self._map.session,
-                exclude_after_ns=stamp_ns - int(matching.exclude_recent_s * 1e9),
-            )
-        else:
-            ids, distances = self._map.search(descriptor.code, matching.top_k)
-        searched = time.perf_counter()
-        found: tuple[Candidate, ...] = ()
-        hypotheses: tuple[Hypothesis, ...] = ()
-        if len(ids):
-            order, similarities = rerank(self._map, ids, distances, descriptor.feature)
-            found = candidates(ids, distances, order, similarities)
-            hypotheses = self._hypotheses(found, max_hypotheses, descriptor.code, memory)
-        times = dataclasses.replace(
-            times,
-            search_ms=1e3 * (searched - started),
-            rerank_ms=1e3 * (time.perf_counter() - searched),
-        )
-        return Decision(
-            stamp_ns,
-            camera,
-            self._map.map_id,
-            descriptor,
-            self._judge(hypotheses),
-            hypotheses=hypotheses,
-            candidates=found,
-            new_place_probability=1.0 - hypotheses[0].probability if hypotheses else 1.0,
-            times=times,
-        )
-
-    def _hypotheses(
-        self,
-        found: tuple[Candidate, ...],
-        count: int,
-        code: NDArray[np.uint8],
-        memory: SequenceMemory,
-    ) -> tuple[Hypothesis, ...]:
-        ranked = RankedCandidates(self._map, found)
-        hypotheses = []
-        for rank, candidate in enumerate(found[:count]):
-            keyframe = ranked.keyframe(rank)
-            distinct = distinctness(ranked, rank, self._config.matching.top_k, self._same_places)
-            run = memory.run(code, keyframe, distinct)
-            hypotheses.append(
-                Hypothesis(
-                    keyframe,
-                    candidate.distance_bits,
-                    candidate.similarity,
-                    distinct,
-                    self._probability(distinct, run.support, run.distinctness),
-                    run.support,
-                )
-            )
-        return tuple(hypotheses)
-
-    def _judge(self, hypotheses: tuple[Hypothesis, ...]) -> Reason:
-        if not hypotheses:
-            return Reason.MAP_EMPTY if len(self._map) == 0 else Reason.NO_CANDIDATE
-        best, matching = hypotheses[0], self._config.matching
-        if best.sequence_support < matching.min_sequence_support:
-            return Reason.NO_SEQUENCE_SUPPORT
-        if best.probability < matching.target_precision:
-            return Reason.BELOW_TARGET
-        return Reason.ACCEPTED
-
-    def _store(self, decision: Decision, image: NDArray[np.uint8]) -> Decision:
+    def _store(self, decision: Decision, matched: Matched, image: NDArray[np.uint8]) -> Decision:
         started = time.perf_counter()
         if decision.camera not in self._selectors:
             self._selectors[decision.camera] = KeyframeSelector(self._config.keyframes)
@@ -290,6 +195,7 @@ class Recognizer:
                     thumbnail=thumbnail_jpeg(image, self._config.map.thumbnail_px),
                 )
                 selector.added(stamp_ns, pose, code)
+                self._matcher.stored(keyframe_id, stamp_ns, pose, matched)
             self._map.flush_if_due()
         except MapError as e:  # the robot still wants to know where it is
             problem = str(e)

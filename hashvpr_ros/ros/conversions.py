@@ -154,6 +154,7 @@ def to_hypotheses(
             engine=float(t.engine_ms),
             search=float(t.search_ms),
             rerank=float(t.rerank_ms),
+            temporal=float(t.temporal_ms),
             store=float(t.store_ms),
             total=float(total_ms),
         ),

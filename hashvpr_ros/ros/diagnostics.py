@@ -17,7 +17,7 @@ from hashvpr_ros.msg import StageTimes
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 # A fault is reported for this long after it last happened, so that no aggregator misses it.
 _FAULT_SHOWN_S = 10.0
-_STAGES = ("decode", "preprocess", "engine", "search", "rerank", "store", "total")
+_STAGES = ("decode", "preprocess", "engine", "search", "rerank", "temporal", "store", "total")
 
 
 @dataclass

@@ -44,12 +44,12 @@ def test_the_digest_of_the_live_node_is_that_of_the_replay(tmp_path):
     bag = tmp_path / "bag"
     write_bag(bag, frames)
     offline = replay(bag, tmp_path / "offline")
-    # Slow enough that no image is dropped: 6 a second.
-    live = replay(
-        bag,
-        tmp_path / "live",
-        *("--ros", "--rate", "4", "--against", str(tmp_path / "offline" / "decisions.jsonl")),
-    )
+    against = ("--against", str(tmp_path / "offline" / "decisions.jsonl"))
+    # A node that is behind drops images, as it should: then they are played more slowly.
+    for rate in ("4", "1"):
+        live = replay(bag, tmp_path / f"live{rate}", "--ros", "--rate", rate, *against)
+        if live["images"] == offline["images"]:
+            break
     assert offline["images"] == live["images"] == course.count(2, rate_hz=1.5)
     assert offline["reasons"]["accepted"] > 0
     assert live["difference"] == ""

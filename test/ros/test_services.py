@@ -59,7 +59,8 @@ def test_recognize_a_raw_and_a_compressed_image(node):
     answer, _ = recognize(node, compressed=CompressedImage(format="jpeg", data=jpeg))
     assert answer.hypotheses.hypotheses[0].place_id == 4
     answer, _ = recognize(node, image=message, camera="left", max_hypotheses=2)
-    assert len(answer.hypotheses.hypotheses) == 2 and answer.hypotheses.camera == "left"
+    # Five keyframes in a row are one place.
+    assert len(answer.hypotheses.hypotheses) == 1 and answer.hypotheses.camera == "left"
     assert node.call(InspectMap, "inspect_map").status.keyframes == before
 
 

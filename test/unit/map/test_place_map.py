@@ -742,3 +742,24 @@ def test_threads_that_add_search_read_and_clear_at_once(tmp_path, eager_threads)
     with open_map(tmp_path / "m") as again:
         np.testing.assert_array_equal(again.ids(), rest)
     assert open_map(tmp_path / "copy").verify() == []
+
+
+def test_sessions_and_codes_of_ids_from_memory():
+    with PlaceMap.open("", "ab" * 32, 4, session="one") as place_map:
+        assert place_map.sessions_of(np.array([1, 2])).tolist() == [-1, -1]
+        rng = np.random.default_rng(0)
+        codes = rng.integers(0, 256, (6, 64), np.uint8)
+        feature = np.ones(4, np.float32) / 2
+        for i, code in enumerate(codes):
+            if i == 3:
+                place_map.start_session("two")
+            place_map.add(camera="c", stamp_ns=i, pose=None, descriptor=Descriptor(code, feature))
+        numbers = place_map.sessions_of(np.array([6, 1, 7, 4, -3]))
+        assert numbers.tolist() == [numbers[0], numbers[1], -1, numbers[0], -1]
+        assert numbers[0] != numbers[1] and numbers[:2].min() > 0
+        left = place_map.sessions_of(np.arange(1, 7), exclude_session="two", exclude_after_ns=3)
+        assert (left > 0).tolist() == [True, True, True, True, False, False]
+        assert np.array_equal(place_map.codes_of(np.array([5, 2])), codes[[4, 1]])
+        assert place_map.codes_of(np.array([], int)).shape == (0, 64)
+        with pytest.raises(MapError, match="no keyframe 7"):
+            place_map.codes_of(np.array([1, 7]))

@@ -1,0 +1,171 @@
+"""How far the robot has come, and whether its odometry lets it be back at a place.
+
+Places that look exactly alike, in step and for minutes, no image can tell apart. Odometry often
+can: it errs by some share of the way, so that a place which lies further off than that cannot be
+this one. What a robot has closed before makes it sharp again: from then on the error counts from
+that closure.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashvpr_ros.types import Pose
+
+# Between two images; odometry that jumps further was restarted, and poses before say nothing.
+_JUMP_M = 20.0
+# A match and the query are not taken at one point.
+_NEAR_M = 10.0
+_COLUMNS = 8  # of `_real`: way, raw x y z, anchored x y z, anchored way
+
+
+class Odometer:
+    """The way of one session: of each keyframe when, where and after what distance it was made.
+
+    Beside the raw poses it keeps anchored ones: as if an accepted closure had put the robot to
+    where its match was. On a third lap both former laps then lie on one another.
+
+    Args:
+        max_drift: largest error of odometry as a share of the way; 0: nothing is ever impossible.
+    """
+
+    def __init__(self, max_drift: float) -> None:
+        self.max_drift = max_drift
+        self.travelled_m = 0.0
+        self._last: Pose | None = None
+        self._run = 0  # how often odometry was restarted
+        self._count = 0
+        # Of keyframes, grown by doubling. Whole: id, stamp, run, correction.
+        self._whole = np.zeros((64, 4), np.int64)
+        self._real = np.zeros((64, _COLUMNS))
+        self._correction = np.eye(4)  # raw odometry to anchored
+        self._corrections: list[NDArray[np.float64]] = []  # those that keyframes were made under
+        self._closed_at_m = 0.0
+        self._anchored_way_m = 0.0
+
+    def move(self, pose: Pose | None) -> tuple[float, float] | None:
+        """Take the pose of the next image.
+
+        Returns:
+            metres and radians since the last, None where that is not known.
+        """
+        if pose is None:
+            return None
+        last, self._last = self._last, pose
+        if last is None:
+            return None
+        step_m = math.dist(pose.position_m, last.position_m)
+        if step_m > _JUMP_M or pose.frame_id != last.frame_id:
+            self._run += 1
+            self._correction = np.eye(4)
+            return None
+        self.travelled_m += step_m
+        self._anchored_way_m += step_m
+        return step_m, _turn_rad(last, pose)
+
+    def mark(self, keyframe_id: int, stamp_ns: int, pose: Pose | None) -> None:
+        """Remember a keyframe that was added to the map; ids and stamps ascend."""
+        if self._count == len(self._whole):
+            self._whole = np.concatenate([self._whole, np.zeros_like(self._whole)])
+            self._real = np.concatenate([self._real, np.zeros_like(self._real)])
+        raw = np.full(3, np.nan) if pose is None else np.array(pose.position_m)
+        anchored = (self._correction @ np.append(raw, 1.0))[:3]
+        if not self._corrections or self._corrections[-1] is not self._correction:
+            self._corrections.append(self._correction)
+        self._whole[self._count] = keyframe_id, stamp_ns, self._run, len(self._corrections) - 1
+        self._real[self._count] = self.travelled_m, *raw, *anchored, self._anchored_way_m
+        self._count += 1
+
+    def newest_allowed_ns(
+        self, stamp_ns: int, recent_s: float, recent_m: float, recent_keyframes: int
+    ) -> int:
+        """Keyframes of the session stamped after this are too recent to be candidates.
+
+        Args:
+            stamp_ns: of the query.
+            recent_s, recent_m, recent_keyframes: what is recent by time, way or count.
+        """
+        allowed_ns = stamp_ns - round(recent_s * 1e9)
+        first = self._count - recent_keyframes  # row of the first that is too recent
+        if recent_m > 0:
+            way = self._real[: self._count, 0]
+            first = min(first, int(np.searchsorted(way, self.travelled_m - recent_m, "right")))
+        if self._count and first < self._count:
+            allowed_ns = min(allowed_ns, int(self._whole[max(first, 0), 1]) - 1)
+        return allowed_ns
+
+    def possible(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether the robot can be at keyframes: False where odometry forbids it, bool [n].
+
+        What is not of this session, or has no pose, is possible.
+        """
+        result = np.ones(len(ids), bool)
+        if not self.max_drift or self._last is None or not self._count:
+            return result
+        rows, known = self._rows(ids)
+        known &= (self._whole[rows, 2] == self._run) & ~np.isnan(self._real[rows, 1])
+        raw = np.array([*self._last.position_m, 1.0])
+        anchored = self._correction @ raw
+        real = self._real[rows]
+        since_m = self.travelled_m - self._closed_at_m
+        for here, there, way_m in (
+            (raw, real[:, 1:4], self.travelled_m - real[:, 0]),
+            # The match errs against the last closure by the way between them, the robot by its own
+            # since then.
+            (anchored, real[:, 4:7], since_m + np.abs(self._anchored_way_m - real[:, 7])),
+        ):
+            off_m = np.linalg.norm(there - here[:3], axis=1)
+            result[known] &= (off_m <= _NEAR_M + self.max_drift * way_m)[known]
+        return result
+
+    def knows(self, keyframe_id: int) -> bool:
+        """Whether `possible` can tell anything of a keyframe."""
+        if not self.max_drift or self._last is None or not self._count:
+            return False
+        rows, known = self._rows(np.array([keyframe_id]))
+        return bool(
+            known[0]
+            and self._whole[rows[0], 2] == self._run
+            and not np.isnan(self._real[rows[0], 1])
+        )
+
+    def _rows(self, ids: NDArray[np.integer]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        own = self._whole[: self._count, 0]
+        rows = np.minimum(np.searchsorted(own, ids), self._count - 1)
+        return rows, own[rows] == ids
+
+    def close(self, pose: Pose | None, match_id: int, match: Pose | None) -> None:
+        """Anchor the robot at the match of an accepted closure, where that is of this session."""
+        if pose is None or match is None or not self._count:
+            return
+        rows, known = self._rows(np.array([match_id]))
+        row = rows[0]
+        if not known[0] or self._whole[row, 2] != self._run:
+            return
+        there = self._corrections[self._whole[row, 3]] @ _matrix(match)
+        self._correction = there @ np.linalg.inv(_matrix(pose))
+        self._closed_at_m = self.travelled_m
+        self._anchored_way_m = float(self._real[row, 7])
+
+
+def _turn_rad(a: Pose, b: Pose) -> float:
+    """Angle between two orientations, whatever their quaternions' lengths."""
+    cosine = abs(sum(x * y for x, y in zip(a.orientation, b.orientation, strict=True)))
+    length = math.hypot(*a.orientation) * math.hypot(*b.orientation)
+    return 2.0 * math.acos(min(1.0, cosine / length))
+
+
+def _matrix(pose: Pose) -> NDArray[np.float64]:
+    """4 x 4 of a rigid pose."""
+    x, y, z, w = np.array(pose.orientation) / math.hypot(*pose.orientation)
+    result = np.eye(4)
+    result[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    result[:3, 3] = pose.position_m
+    return result

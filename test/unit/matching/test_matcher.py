@@ -1,0 +1,182 @@
+"""What is made of candidates over time: laps, look-alike stretches, new places, each way alone."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hashvpr_ros.config import from_flat
+from hashvpr_ros.datasets.bag_writer import planar_pose
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.matching.matcher import Matcher
+from hashvpr_ros.matching.probability import ProbabilityModel
+from hashvpr_ros.types import Descriptor, Reason
+
+DIM = 128
+S = 10**9
+
+
+class World:
+    """A circle of places, a metre apart, of which neighbours look alike."""
+
+    def __init__(self, places, repeats=1, seed=0):
+        rng = np.random.default_rng(seed)
+        own = rng.normal(size=(places // repeats, DIM))
+        own = np.concatenate([own] * repeats)
+        # Each place shows much of its neighbours.
+        self.features = sum(np.roll(own, k, 0) * 0.8 ** abs(k) for k in range(-3, 4))
+        self.plane = rng.normal(size=(512, DIM))
+        self.noise = np.random.default_rng(seed + 1)
+        self.places = places
+
+    def view(self, place, noise=1.0):
+        x = self.features[place % self.places] + noise * self.noise.normal(size=DIM)
+        x = (x / np.linalg.norm(x)).astype(np.float32)
+        return Descriptor(np.packbits(self.plane @ x >= 0), x)
+
+    def pose(self, place):
+        angle = 2 * math.pi * place / self.places
+        radius = self.places / (2 * math.pi)
+        return planar_pose(radius * math.cos(angle), radius * math.sin(angle), angle)
+
+
+@pytest.fixture
+def place_map():
+    with PlaceMap.open("", "ab" * 32, DIM, session="one") as opened:
+        yield opened
+
+
+def drive(matcher, world, places, *, poses=True, start_s=0, noise=1.0):
+    """Matches of views a second apart, each of which becomes a keyframe."""
+    matches = []
+    for i, place in enumerate(places):
+        descriptor, stamp_ns = world.view(place, noise), (start_s + i) * S
+        pose = world.pose(place) if poses else None
+        matched = matcher.match(descriptor, stamp_ns, pose, "camera", exclude=True)
+        id_ = matcher.map.add(camera="camera", stamp_ns=stamp_ns, pose=pose, descriptor=descriptor)
+        matcher.stored(id_, stamp_ns, pose, matched)
+        matches.append(matched)
+    return matches
+
+
+def make(place_map, **settings):
+    flat = {"matching.exclude_recent_s": 20.0, "keyframes.min_distance_m": 1.0}
+    flat |= {k.replace("__", "."): v for k, v in settings.items()}
+    return Matcher(place_map, from_flat(flat), ProbabilityModel.of((20.0, -2.0)))
+
+
+def wrong(matches, world, tolerance=6):
+    """Accepted matches of another place; keyframe i + 1 shows place i."""
+    return [
+        i
+        for i, m in enumerate(matches)
+        if m.reason is Reason.ACCEPTED
+        and min(
+            (i - m.hypotheses[0].keyframe.id + 1) % world.places,
+            (m.hypotheses[0].keyframe.id - 1 - i) % world.places,
+        )
+        > tolerance
+    ]
+
+
+def accepted(matches):
+    return sum(m.reason is Reason.ACCEPTED for m in matches)
+
+
+# The filter by images alone is not to be trusted with closures: views that follow one another err
+# alike, and nothing says how far apart they were.
+@pytest.mark.parametrize(
+    ("temporal", "poses"),
+    [("sequence", True), ("sequence", False), ("filter", True), ("both", True), ("both", False)],
+)
+def test_a_second_lap_closes_and_nothing_closes_wrongly(place_map, temporal, poses):
+    world = World(150)
+    matcher = make(place_map, matching__temporal=temporal, matching__target_precision=0.9)
+    matches = drive(matcher, world, range(300), poses=poses)
+    assert not wrong(matches, world)
+    assert accepted(matches[:150]) == 0  # all is new
+    assert accepted(matches[180:]) > (90 if temporal != "sequence" else 60)
+
+
+def test_backwards_along_the_map(place_map):
+    world = World(200)
+    matcher = make(place_map, matching__target_precision=0.9)
+    drive(matcher, world, range(150))
+    back = drive(matcher, world, range(149, 20, -1), start_s=200)
+    for i, m in enumerate(back):
+        if m.reason is Reason.ACCEPTED:
+            assert abs(m.hypotheses[0].keyframe.id - 1 - (149 - i)) <= 6
+    assert accepted(back) > 60
+
+
+def test_of_stretches_that_look_the_same_odometry_tells_the_right_one(place_map):
+    world = World(300, repeats=2)
+    matches = drive(make(place_map), world, range(600))
+    assert not wrong(matches, world)
+    assert accepted(matches[:300]) == 0
+    assert accepted(matches[330:]) > 130
+
+
+def test_without_odometry_what_looks_the_same_is_taken_for_the_same(place_map):
+    """The limit that docs/architecture.md states; it shows that the test above can fail."""
+    world = World(300, repeats=2)
+    matches = drive(make(place_map, matching__max_drift=0.0), world, range(300))
+    assert len(wrong(matches, world)) > 20
+
+
+def test_hypotheses_are_distinct_places(place_map):
+    world = World(150)
+    matcher = make(place_map)
+    for m in drive(matcher, world, range(300), noise=2.0):
+        ids = [h.keyframe.id for h in m.hypotheses]
+        assert len(ids) <= 5
+        assert all(abs(a - b) > 12 for i, a in enumerate(ids) for b in ids[:i])
+
+
+def test_a_single_image_is_enough_where_it_is_asked_to_be(place_map):
+    world = World(150)
+    matcher = make(place_map, matching__temporal="none", matching__target_precision=0.9)
+    drive(matcher, world, range(150))
+    (matched,) = drive(matcher, world, [40], start_s=300, noise=0.1)
+    assert matched.reason is Reason.ACCEPTED
+    assert abs(matched.hypotheses[0].keyframe.id - 41) <= 2
+    assert matched.hypotheses[0].sequence_support == 0.0
+
+
+def test_one_image_by_itself_changes_nothing(place_map):
+    world = World(150)
+    matcher = make(place_map)
+    drive(matcher, world, range(200))
+    before = matcher._tracks["camera"].filter.support.tolist()
+    matched = matcher.match_alone(world.view(60, 0.1), 3)
+    assert abs(matched.hypotheses[0].keyframe.id - 61) <= 2
+    assert matched.reason is Reason.NO_SEQUENCE_SUPPORT
+    assert matcher._tracks["camera"].filter.support.tolist() == before
+
+
+def test_a_standing_robot_gains_no_evidence(place_map):
+    """One ambiguous view, seen for a minute, is one witness, with odometry and without."""
+    for poses in (True, False):
+        world = World(150, repeats=2, seed=3)
+        # None is accepted, for an accepted closure makes both halves one place.
+        matcher = make(place_map, matching__max_drift=0.0, matching__target_precision=1.0)
+        start = drive(matcher, world, range(150), poses=poses)
+        assert len(start) == 150
+        descriptor, pose = world.view(30), world.pose(30) if poses else None
+        stood = [
+            matcher.match(descriptor, (400 + i) * S // 1, pose, "camera", exclude=True)
+            for i in range(60)
+        ]
+        masses = [m.hypotheses[0].probability for m in stood]
+        assert max(masses) < 0.9
+        place_map.clear()
+
+
+def test_an_empty_map_and_a_young_one(place_map):
+    world = World(150)
+    matcher = make(place_map)
+    matches = drive(matcher, world, range(25))
+    assert matches[0].reason is Reason.MAP_EMPTY
+    assert {m.reason for m in matches[1:20]} == {Reason.NO_CANDIDATE}
+    assert matches[0].new_place_probability == 1.0
+    assert accepted(matches) == 0
