@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,10 +19,20 @@ from hashvpr_ros.cli.common import (
     ticker,
     write_json,
 )
+from hashvpr_ros.errors import ConfigError
+
+_LAYOUTS = ("auto", "vpr-bench", "utm", "nordland")  # datasets.registry has the same
 
 
 @click.command(name="evaluate")
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--layout",
+    type=click.Choice(_LAYOUTS),
+    default="auto",
+    show_default=True,
+    help="VPR-Bench; names with UTM coordinates, 25 m; or two folders frame by frame.",
+)
 @engine_option
 @click.option(
     "--top-k",
@@ -36,52 +47,129 @@ from hashvpr_ros.cli.common import (
     show_default=True,
     help="Also accept references within so many indices of a correct one.",
 )
+@click.option(
+    "--ablate",
+    is_flag=True,
+    help="Compare every way: code, float, re-ranked, over time, and without a network.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="With --ablate: an HTML file with curves, the similarity matrix and the mistakes.",
+)
 @json_option
 def command(
     folder: Path,
+    layout: str,
     engine_path: Path | None,
     top_k: int | None,
     tolerance: int,
+    ablate: bool,
+    report: Path | None,
     json_path: Path | None,
 ) -> None:
     """Recall of hash, float and re-ranked search on FOLDER, and the time they take.
 
-    FOLDER is in the layout of VPR-Bench: query/, ref/ and ground_truth_new.npy.
+    FOLDER has query/, ref/ and ground_truth_new.npy, or another layout: see --layout.
     """
-    from hashvpr_ros.datasets.vpr_bench import VprBench
-    from hashvpr_ros.evaluation.evaluate import evaluate
+    from hashvpr_ros.datasets.registry import open_traverses
 
-    dataset = VprBench(folder)
+    if report is not None and not ablate:
+        raise ConfigError("--report belongs to --ablate; give both")
+    if ablate and top_k is not None:
+        raise ConfigError("--ablate compares several --top-k; leave it out")
+    dataset = open_traverses(folder, layout)
     engine = open_engine(engine_path)
-    total = len(dataset.queries) + len(dataset.references)
-    with progress_bar(total, "describing") as bar:
-        result = evaluate(
-            dataset, engine, top_k=top_k, tolerance=tolerance, progress=ticker(bar)
-        ).summary()
+    click.echo(
+        f"{engine.info.name} on {folder}: {len(dataset.queries)} queries, "
+        f"{len(dataset.references)} references"
+    )
+    if ablate:
+        result = _ablate(dataset, engine, tolerance, report)
+    else:
+        result = _evaluate(dataset, engine, top_k, tolerance)
     result |= {
         "tolerance": tolerance,
         "engine": {"name": engine.info.name, "fingerprint": engine.info.fingerprint},
         "version": __version__,
         "machine": machine(),
     }
-    recall, latency, size = result["recall"], result["latency_ms"], result["bytes_per_place"]
-    assert isinstance(recall, dict) and isinstance(latency, dict) and isinstance(size, dict)
-    click.echo(
-        f"{engine.info.name} on {folder}: {result['queries']} queries, {result['references']} "
-        f"references, {result['top_k']} candidates re-ranked"
-    )
-    rows: list[tuple[str, ...]] = [("recall (%)", "R@1", "R@5", "R@10")]
+    write_json(json_path, result)
+
+
+def _evaluate(dataset: Any, engine: Any, top_k: int | None, tolerance: int) -> dict[str, Any]:
+    from hashvpr_ros.evaluation.evaluate import evaluate
+
+    total = len(dataset.queries) + len(dataset.references)
+    with progress_bar(total, "describing") as bar:
+        done = evaluate(dataset, engine, top_k=top_k, tolerance=tolerance, progress=ticker(bar))
+    result: dict[str, Any] = done.summary()
+    ks = ("1", "5", "10", "20", "100")
+    rows: list[tuple[str, ...]] = [
+        (f"recall (%), {result['top_k']} re-ranked", *(f"R@{k}" for k in ks))
+    ]
     names = {"hash": "code alone", "float": "float alone", "rerank": "code, re-ranked"}
     rows += [
-        (label, *(_percent(recall[key][k]) for k in ("1", "5", "10")))
-        for key, label in names.items()
+        (label, *(_percent(result["recall"][key][k]) for k in ks)) for key, label in names.items()
     ]
     click.echo(table(rows))
     rows = [("latency (ms)", "median", "p95")]
-    rows += [(k, f"{v['median']:.2f}", f"{v['p95']:.2f}") for k, v in latency.items()]
+    rows += [(k, f"{v['median']:.2f}", f"{v['p95']:.2f}") for k, v in result["latency_ms"].items()]
     click.echo(table(rows))
+    size = result["bytes_per_place"]
     click.echo(f"bytes a place: {size['resident']:.0f} in memory, {size['stored']:.0f} on disk")
-    write_json(json_path, result)
+    return result
+
+
+def _ablate(dataset: Any, engine: Any, tolerance: int, report: Path | None) -> dict[str, Any]:
+    from hashvpr_ros.evaluation.ablation import ablate
+    from hashvpr_ros.evaluation.baselines import BASELINES
+
+    images = len(dataset.queries) + len(dataset.references)
+    with progress_bar((1 + len(BASELINES)) * images, "describing") as bar:
+        done = ablate(dataset, engine, tolerance=tolerance, progress=ticker(bar))
+    result = done.summary()
+    rows: list[tuple[str, ...]] = [
+        ("percent, [95 % interval]", "R@1", "", "R@5", "R@20", "AP", "R@P100", "R@P99",
+         "ms", "p95", "B in RAM", "on disk"),
+    ]  # fmt: skip
+    for way in result["ways"].values():
+        low, high = way["recall_interval"]["1"]
+        recall, size, latency = way["recall"], way["bytes_per_place"], way["latency_ms"]
+        rows.append(
+            (
+                way["label"],
+                _percent(recall["1"]),
+                f"[{_percent(low)}, {_percent(high)}]",
+                *(_percent(recall[k]) for k in ("5", "20")),
+                _percent(way["average_precision"]),
+                _percent(way["recall_at_100_precision"]),
+                _percent(way["recall_at_99_precision"]),
+                f"{latency['median']:.2f}",
+                f"{latency['p95']:.2f}",
+                f"{size['resident']:.0f}",
+                f"{size['stored']:.0f}",
+            )
+        )
+    click.echo(table(rows))
+    network = result["network_ms"]
+    click.echo(
+        f"ms is without the network: that takes {network['median']:.1f} (p95 {network['p95']:.1f})"
+    )
+    for way in result["ways"].values():
+        if closures := way.get("closures"):
+            click.echo(
+                f"{way['label']}: {closures['accepted']} closures accepted, "
+                f"{_percent(closures['precision'])} % right, {_percent(closures['recall'])} % of "
+                "the queries closed"
+            )
+    if report is not None:
+        from hashvpr_ros.evaluation.report import write_ablation
+
+        write_ablation(done, dataset, report, machine(), engine.info)
+        click.echo(f"report: {report.resolve()}")
+    return result
 
 
 def _percent(value: float) -> str:

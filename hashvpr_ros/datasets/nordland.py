@@ -84,11 +84,6 @@ class FrameTraverses:
         ]
 
 
-def has_traverses(folder: Path) -> bool:
-    """Whether a folder has both parts, under whichever of their names."""
-    return all(any((folder / n).is_dir() for n in names) for names in (_QUERY, _REFERENCE))
-
-
 def _part(folder: Path, names: tuple[str, ...]) -> Path:
     found = [folder / name for name in names if (folder / name).is_dir()]
     if not found:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hashvpr_ros.datasets.base import Traverses
 from hashvpr_ros.datasets.folder import check_folder
-from hashvpr_ros.datasets.nordland import FrameTraverses, has_traverses
+from hashvpr_ros.datasets.nordland import FrameTraverses
 from hashvpr_ros.datasets.utm import UtmTraverses, is_utm
 from hashvpr_ros.datasets.vpr_bench import GROUND_TRUTH, VprBench
 from hashvpr_ros.errors import ConfigError, DatasetError
@@ -18,18 +18,14 @@ LAYOUTS: dict[str, Callable[[Path], Traverses]] = {
     "utm": UtmTraverses,
     "nordland": FrameTraverses,
 }
-# How each is known and what it needs; the first that fits is taken.
+# How each is known and what it needs; the first that fits is taken. That frames correspond by
+# number cannot be seen: a VPR-Bench folder without its ground truth looks the same.
 _SIGNS: dict[str, tuple[Callable[[Path], bool], str]] = {
     "vpr-bench": (
         lambda folder: (folder / GROUND_TRUTH).exists(),
         f"query/, ref/ and {GROUND_TRUTH}",
     ),
     "utm": (is_utm, "database/ and queries/ with images named @utm_east@utm_north@…@.jpg"),
-    "nordland": (
-        # A ground truth of another name would be set aside for a guess.
-        lambda folder: has_traverses(folder) and not any(folder.glob("ground_truth*")),
-        "query/ and ref/ with images of the same numbers, and no ground truth",
-    ),
 }
 
 
@@ -64,4 +60,12 @@ def recognize(folder: Path) -> str:
         if fits(folder):
             return layout
     needs = ", ".join(f"{layout} needs {what}" for layout, (_, what) in _SIGNS.items())
-    raise DatasetError(f"{folder}: has no layout that is known; complete the folder: {needs}")
+    if (folder / "query").is_dir() and (folder / "ref").is_dir():
+        raise DatasetError(
+            f"{folder}: {GROUND_TRUTH} is missing, which says what references are correct; "
+            "complete the folder, or say --layout nordland where frames correspond by number"
+        )
+    raise DatasetError(
+        f"{folder}: has no layout that is known; complete the folder: {needs}; or say --layout "
+        "nordland for two folders, query/ and ref/, whose frames correspond by number"
+    )

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.config import Config
+from hashvpr_ros.datasets.base import Traverses
 from hashvpr_ros.datasets.folder import read_image
-from hashvpr_ros.datasets.vpr_bench import VprBench
 from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.engine.preprocess import resize
 from hashvpr_ros.errors import ConfigError
@@ -25,7 +25,8 @@ from hashvpr_ros.types import Descriptor
 
 # Re-ranking 100 of 111 references would be float search under another name.
 SMALL_MAP, SMALL_TOP_K = 1000, 20
-_DEPTH = 10
+KS = (1, 5, 10, 20, 100)
+_DEPTH = max(KS)
 _WARM_UP = 5
 
 
@@ -51,9 +52,9 @@ class Evaluation:
             "references": self.references,
             "top_k": self.top_k,
             "recall": {
-                "hash": recall_at(self.hash_ranked, self.positives),
-                "float": recall_at(self.float_ranked, self.positives),
-                "rerank": recall_at(self.rerank_ranked, self.positives),
+                "hash": recall_at(self.hash_ranked, self.positives, KS),
+                "float": recall_at(self.float_ranked, self.positives, KS),
+                "rerank": recall_at(self.rerank_ranked, self.positives, KS),
             },
             "latency_ms": {k: median_p95(v) for k, v in self.times_ms.items()},
             "bytes_per_place": {
@@ -64,7 +65,7 @@ class Evaluation:
 
 
 def evaluate(
-    dataset: VprBench,
+    dataset: Traverses,
     engine: DescriptorEngine,
     *,
     top_k: int | None = None,
@@ -84,6 +85,7 @@ def evaluate(
     top_k = candidates_to_rerank(dataset, top_k)
     if top_k < 1 or tolerance < 0:
         raise ConfigError("top-k must be at least 1 and the tolerance at least 0")
+    positives = dataset.positives(tolerance)
     info = engine.info
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "evaluation.vprmap"
@@ -99,7 +101,7 @@ def evaluate(
         stored = path.stat().st_size / max(len(ids), 1)
     return Evaluation(
         *run[:4],
-        positives=dataset.positives(tolerance),
+        positives=positives,
         references=len(dataset.references),
         top_k=top_k,
         times_ms=run[4],
@@ -108,7 +110,7 @@ def evaluate(
     )
 
 
-def candidates_to_rerank(dataset: VprBench, top_k: int | None) -> int:
+def candidates_to_rerank(dataset: Traverses, top_k: int | None) -> int:
     """What is asked for; None is 100, or 20 for fewer than 1,000 references."""
     if top_k is not None:
         return top_k
@@ -125,7 +127,7 @@ def _place(path: Path, index: int, engine: DescriptorEngine) -> NewPlace:
 
 
 def _query(
-    dataset: VprBench,
+    dataset: Traverses,
     engine: DescriptorEngine,
     place_map: PlaceMap,
     features: NDArray[np.float32],

@@ -10,7 +10,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from hashvpr_ros.evaluation.ablation import Ablation, Way
+from hashvpr_ros.evaluation.evaluate import KS
 from hashvpr_ros.evaluation.metrics import precision_recall
+from hashvpr_ros.evaluation.metrics import reliability as reliability_bins
 from hashvpr_ros.evaluation.run_result import RunResult
 
 matplotlib.use("Agg")
@@ -139,6 +142,88 @@ def latency(run: RunResult) -> str:
         axes.set(xlabel="ms", ylabel="images")
         axes.legend(frameon=False)
         return _svg(figure)
+
+
+def recall_curves(ways: dict[str, dict[str, Any]]) -> str:
+    """Recall at K of every way of an ablation's summary, as SVG."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 4.4))
+        for way in ways.values():
+            axes.plot(KS, [way["recall"][str(k)] for k in KS], "o-", ms=3, label=way["label"])
+        axes.set(xlabel="K", ylabel="recall at K (%)", xscale="log", ylim=(None, 101))
+        axes.set_xticks(KS, [str(k) for k in KS])
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        return _svg(figure)
+
+
+def precision_recall_curves(ablation: Ablation) -> str:
+    """Precision against recall of every way, as its scores fall, as SVG."""
+    possible = sum(bool(p) for p in ablation.positives)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 4.4))
+        for way in ablation.ways:
+            right = _right(ablation, way)
+            _, precision, recall = precision_recall(way.scores, right, possible)
+            axes.plot(recall * 100, precision * 100, lw=1.4, label=way.label)
+        axes.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 102), ylim=(0, 104))
+        axes.legend(frameon=False, fontsize=8, loc="lower left")
+        return _svg(figure)
+
+
+def similarity(ablation: Ablation, way: Way) -> str:
+    """The float similarity of all images with the closures that a way accepted, as SVG."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 5))
+        axes.grid(False)
+        shades = axes.imshow(ablation.similarity, cmap="Greys", aspect="auto", rasterized=True)
+        figure.colorbar(shades, ax=axes, label="cosine", fraction=0.045)
+        right = _right(ablation, way)
+        for wanted, colour in ((True, RIGHT), (False, WRONG)):
+            taken = [
+                (way.ranked[i][0], i)
+                for i, accepted in enumerate(way.accepted or ())
+                if accepted and right[i] is wanted
+            ]
+            if taken:
+                axes.scatter(*zip(*taken, strict=True), s=8, color=colour, linewidths=0)
+        _legend(axes)
+        axes.set(xlabel="reference", ylabel="query")
+        return _svg(figure)
+
+
+def reliability(ablation: Ablation, way: Way) -> str:
+    """The share of right matches against the probability that was given, as SVG."""
+    mean, share, count = reliability_bins(way.scores, _right(ablation, way))
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 4.4))
+        axes.plot([0, 1], [0, 1], "--", color=QUIET, lw=1)
+        filled = count > 0
+        axes.scatter(mean[filled], share[filled], s=8 + 3 * np.sqrt(count[filled]) * 4, color=INK)
+        axes.set(xlabel="probability given", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.04))
+        return _svg(figure)
+
+
+def way_latency(ways: Sequence[Way]) -> str:
+    """Median and 95th percentile of the time a query takes in each way, as SVG."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 4.4))
+        medians, late = np.array([np.percentile(w.times_ms, [50, 95]) for w in ways]).T
+        rows = np.arange(len(ways))
+        axes.hlines(rows, medians, late, color=QUIET)
+        axes.plot(medians, rows, "o", color=INK, ms=5, label="median")
+        axes.plot(late, rows, "|", color=INK, ms=9, label="p95")
+        axes.set_yticks(rows, [w.label for w in ways], fontsize=8)
+        axes.legend(frameon=False, fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel="ms a query", xscale="log")
+        return _svg(figure)
+
+
+def _right(ablation: Ablation, way: Way) -> list[bool]:
+    return [
+        bool(ranked) and ranked[0] in right
+        for ranked, right in zip(way.ranked, ablation.positives, strict=True)
+    ]
 
 
 def bench(path: Path, search: Sequence[dict[str, Any]], engine: Sequence[dict[str, Any]]) -> None:

@@ -1,11 +1,14 @@
-"""One self-contained HTML file for a run."""
+"""One self-contained HTML file for a run, or for an ablation."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,13 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.datasets.base import Traverses
+from hashvpr_ros.datasets.folder import read_image
+from hashvpr_ros.engine.base import EngineInfo
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.evaluation import plots
+from hashvpr_ros.evaluation.ablation import Ablation, Way
+from hashvpr_ros.evaluation.evaluate import KS
 from hashvpr_ros.evaluation.run_result import Answer, RunResult
 
 _GALLERY = 9
@@ -24,7 +32,7 @@ _OVERALL = "published to answered, median"
 
 
 def write_report(run: RunResult, path: Path, machine: str) -> None:
-    """Write the report of a run.
+    """Write the report of a run, live or replayed.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -38,35 +46,169 @@ def write_report(run: RunResult, path: Path, machine: str) -> None:
         drawn.insert(0, ("The course from above", plots.trajectory(run)))
     drawn.insert(1, ("Best match of every image", plots.matches(run)))
     drawn.append(("Latency", plots.latency(run)))
+    cards = [
+        ("recall@1, single images", _percent(summary["recall_at_1"])),
+        ("precision of accepted closures", _percent(summary["closure_precision"])),
+        ("revisits closed", _percent(summary["closure_recall"])),
+        ("closures accepted", summary["closures_accepted"]),
+        ("images lost", summary["images_lost"]),
+        (_OVERALL if live else "engine, median", f"{overall['median']:.1f} ms"),
+    ]
+    tables = [
+        {
+            "title": "Where the time went",
+            "head": ("stage (ms)", "median", "p95"),
+            "rows": [
+                (k.replace("_", " "), f"{v['median']:.2f}", f"{v['p95']:.2f}")
+                for k, v in latency.items()
+            ],
+        },
+        {
+            "title": "Why images were not closures",
+            "head": ("reason", "images"),
+            "rows": Counter(a.reason.replace("_", " ") for a in run.answers).most_common(),
+        },
+    ]
+    _write(
+        path,
+        title=run.title,
+        subtitle=f"{summary['images_answered']} of {summary['images_played']} images answered, "
+        f"{summary['revisits']} of them show a place of the map. {machine}.",
+        cards=cards,
+        plots=drawn,
+        galleries=_galleries(run),
+        tables=tables,
+        settings={**run.settings, "machine": machine},
+    )
+
+
+def write_ablation(
+    ablation: Ablation, dataset: Traverses, path: Path, machine: str, info: EngineInfo
+) -> None:
+    """Write the report of an ablation; its gallery shows where the last temporal way errs.
+
+    Raises:
+        ConfigError: the file cannot be written. DatasetError: an image of the gallery has gone.
+    """
+    summary = ablation.summary()
+    shown = next(w for w in reversed(ablation.ways) if w.is_probability)
+    main = summary["ways"][shown.key]
+    drawn = [
+        ("Recall at K", plots.recall_curves(summary["ways"])),
+        ("Precision and recall", plots.precision_recall_curves(ablation)),
+        ("Similarity of all images, and accepted closures", plots.similarity(ablation, shown)),
+        (
+            "Is a probability what it says? (" + shown.label + ")",
+            plots.reliability(ablation, shown),
+        ),
+        ("Latency without the network", plots.way_latency(ablation.ways)),
+    ]
+    closures = main["closures"]
+    cards = [
+        (f"recall@1, {shown.label}", _percent(main["recall"]["1"])),
+        ("precision of its closures", _percent(_finite(closures["precision"]))),
+        ("queries closed", _percent(closures["recall"])),
+        ("its calibration error", f"{main['calibration_error']:.3f}"),
+        ("network, median", f"{summary['network_ms']['median']:.1f} ms"),
+    ]
+    table = {
+        "title": "Every way",
+        "head": ("", *(f"R@{k}" for k in KS), "R@1, 95 %", "AP", "R@P100", "R@P99", "ms", "p95",
+                 "bytes in memory", "on disk"),
+        "rows": [_row(way) for way in summary["ways"].values()],
+        "note": "Percent; intervals by bootstrap over the queries. ms: without the network; bytes "
+        "are for a place. R@P100: recall at 100 % precision.",
+    }  # fmt: skip
+    _write(
+        path,
+        title=f"{summary['queries']} queries against {summary['references']} references",
+        subtitle=f"{info.name}, fingerprint {info.fingerprint[:12]}. {machine}.",
+        cards=cards,
+        plots=drawn,
+        galleries=_mistakes(ablation, shown, dataset),
+        tables=[table],
+        settings={"engine": dataclasses.asdict(info), "machine": machine},
+    )
+
+
+def _row(way: dict[str, Any]) -> tuple[str, ...]:
+    low, high = way["recall_interval"]["1"]
+    size, latency = way["bytes_per_place"], way["latency_ms"]
+    return (
+        way["label"],
+        *(f"{way['recall'][str(k)]:.1f}" for k in KS),
+        f"{low:.1f} to {high:.1f}",
+        f"{way['average_precision']:.1f}",
+        f"{way['recall_at_100_precision']:.1f}",
+        f"{way['recall_at_99_precision']:.1f}",
+        f"{latency['median']:.2f}",
+        f"{latency['p95']:.2f}",
+        f"{size['resident']:.0f}",
+        f"{size['stored']:.0f}",
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _mistakes(ablation: Ablation, way: Way, dataset: Traverses) -> list[dict[str, Any]]:
+    """The surest of its wrong matches, and what would have been right."""
+    wrong = [
+        i
+        for i, (ranked, right) in enumerate(zip(way.ranked, ablation.positives, strict=True))
+        if ranked and ranked[0] not in right
+    ]
+    wrong.sort(key=lambda i: -way.scores[i])
+    pairs = []
+    for i in wrong[:_GALLERY]:
+        right = ablation.positives[i]
+        correct = max(right, key=lambda r: ablation.similarity[i, r]) if right else None
+        images = [dataset.queries[i], dataset.references[way.ranked[i][0]]]
+        if correct is not None:
+            images.append(dataset.references[correct])
+        what = "no reference shows it" if correct is None else f"right would be {correct}"
+        pairs.append(
+            {
+                "images": [_jpeg(read_image(p)) for p in images],
+                "kind": "wrong",
+                "caption": f"query {i} matched reference {way.ranked[i][0]} with probability "
+                f"{way.scores[i]:.3f}; {what}",
+            }
+        )
+    return [
+        {
+            "title": f"The worst mistakes of {way.label}: query, match, right place",
+            "none": "None was made.",
+            "pairs": pairs,
+        }
+    ]
+
+
+def _write(
+    path: Path,
+    *,
+    cards: Sequence[tuple[str, Any]],
+    plots: Sequence[tuple[str, str]],
+    settings: dict[str, Any],
+    **content: Any,
+) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True
     )
     html = environment.get_template("report.html.j2").render(
-        title=run.title,
-        subtitle=f"{summary['images_answered']} of {summary['images_played']} images answered, "
-        f"{summary['revisits']} of them show a place of the map. {machine}.",
-        cards=[
-            {"label": label, "value": value}
-            for label, value in (
-                ("recall@1, single images", _percent(summary["recall_at_1"])),
-                ("precision of accepted closures", _percent(summary["closure_precision"])),
-                ("revisits closed", _percent(summary["closure_recall"])),
-                ("closures accepted", summary["closures_accepted"]),
-                ("images lost", summary["images_lost"]),
-                (_OVERALL if live else "engine, median", f"{overall['median']:.1f} ms"),
-            )
-        ],
-        plots=[{"title": title, "svg": svg} for title, svg in drawn],
-        galleries=_galleries(run),
-        latency=[{"name": k.replace("_", " "), **v} for k, v in latency.items()],
-        reasons=Counter(a.reason.replace("_", " ") for a in run.answers).most_common(),
-        settings=json.dumps({**run.settings, "machine": machine}, indent=2),
+        cards=[{"label": label, "value": value} for label, value in cards],
+        plots=[{"title": title, "svg": svg} for title, svg in plots],
+        settings=json.dumps(settings, indent=2, default=str),
+        **content,
     )
     temporary = path.with_name(f".{path.name}.new")
     try:
         temporary.write_text(html)
         os.replace(temporary, path)
     except OSError as e:
+        with suppress(OSError):
+            temporary.unlink()
         raise ConfigError(f"{path}: cannot be written: {e.strerror}; check the folder") from e
 
 
@@ -92,7 +234,7 @@ def _galleries(run: RunResult) -> list[dict[str, Any]]:
     ]
 
 
-def _pairs(run: RunResult, answers: list[Answer]) -> list[dict[str, str]]:
+def _pairs(run: RunResult, answers: list[Answer]) -> list[dict[str, Any]]:
     pairs = []
     shown = answers[:_GALLERY]
     queries = run.query_images([a.stamp_ns for a in shown])
@@ -103,8 +245,7 @@ def _pairs(run: RunResult, answers: list[Answer]) -> list[dict[str, str]]:
             continue
         pairs.append(
             {
-                "query": _jpeg(query),
-                "match": _jpeg(match),
+                "images": [_jpeg(query), _jpeg(match)],
                 "kind": "right" if a.right else "wrong",
                 "caption": f"{a.stamp_ns / 1e9:.1f} s matched place {a.match_id}: similarity "
                 f"{a.similarity:.2f}, probability {a.probability:.3f}, "

@@ -16,7 +16,7 @@ from hashvpr_ros.evaluation.ground_truth import Truth
 from hashvpr_ros.evaluation.metrics import average_precision, median_p95, precision_recall
 from hashvpr_ros.types import Decision
 
-_STAGES = ("decode", "preprocess", "engine", "search", "rerank", "store", "total")
+_STAGES = ("decode", "preprocess", "engine", "search", "rerank", "temporal", "store", "total")
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def answer_of(decision: Decision) -> Answer:
             "engine": times.engine_ms,
             "search": times.search_ms,
             "rerank": times.rerank_ms,
+            "temporal": times.temporal_ms,
             "store": times.store_ms,
         },
     )

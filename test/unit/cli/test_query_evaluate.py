@@ -19,7 +19,7 @@ def test_query(run, built, images, data, tmp_path):
     out = well(done)
     result = strict_json(tmp_path / "q.json")
     assert [r["image"] for r in result] == [str(p) for p in asked]
-    assert [len(r["hypotheses"]) for r in result] == [3, 3]
+    assert [len(r["hypotheses"]) for r in result] == [1, 1]  # all four show one place
     best = result[0]["hypotheses"][0]
     assert best["place_id"] == 3 and best["distance_bits"] <= 2 and best["similarity"] > 0.999
     assert best["session"] == "first" and best["camera"] == "camera"
@@ -80,7 +80,7 @@ def test_evaluate(run, few, tmp_path):
     assert (result["queries"], result["references"], result["top_k"]) == (6, 6, 4)
     assert result["tolerance"] == 1 and result["version"] == __version__
     assert set(result["recall"]) == {"hash", "float", "rerank"}
-    assert all(set(r) == {"1", "5", "10"} for r in result["recall"].values())
+    assert all(set(r) == {"1", "5", "10", "20", "100"} for r in result["recall"].values())
     assert set(result["latency_ms"]) == {"preprocess", "engine", "search", "rerank"}
     assert all(set(v) == {"median", "p95"} for v in result["latency_ms"].values())
     assert set(result["bytes_per_place"]) == {"resident", "stored"}
@@ -93,8 +93,8 @@ def test_evaluate_without_any_correct_reference_writes_no_nan(run, few, tmp_path
     folder = few(2, correct=[[], []])
     out = well(run("evaluate", folder, "--json", tmp_path / "e.json"))
     result = strict_json(tmp_path / "e.json")
-    assert result["recall"]["rerank"] == {"1": None, "5": None, "10": None}
-    assert re.search(r"code, re-ranked +none +none +none", out) and "nan" not in out
+    assert result["recall"]["rerank"] == dict.fromkeys(["1", "5", "10", "20", "100"])
+    assert re.search(r"code, re-ranked +none +none +none +none +none", out) and "nan" not in out
 
 
 def test_numbers_are_shown_even_where_the_file_cannot_be_written(run, few, tmp_path):
@@ -113,3 +113,29 @@ def test_evaluate_what_is_no_dataset(run, few, tmp_path):
     refused(run("evaluate", folder), "ground_truth_new.npy", "write it anew")
     (folder / "ground_truth_new.npy").unlink()
     refused(run("evaluate", folder), "ground_truth_new.npy", "is missing")
+
+
+def test_every_way_in_one_command(run, few, tmp_path):
+    folder, page = few(12), tmp_path / "page.html"
+    done = run("evaluate", folder, "--ablate", "--json", tmp_path / "a.json", "--report", page)
+    out = well(done)
+    result = strict_json(tmp_path / "a.json")
+    assert {"hash", "float", "rerank_50", "both", "orb", "hog"} <= set(result["ways"])
+    for label in ("code alone", "+ sequence and filter", "ORB bag of words", str(page)):
+        assert label in out
+    text = page.read_text()
+    assert text.count("<svg") == 5 and "data:image/jpeg" in text
+    assert "src=" not in text.replace('src="data:', "") and not re.search(r"\bnan\b", text)
+
+
+def test_options_that_do_not_go_together(run, few, tmp_path):
+    refused(run("evaluate", few(2), "--report", tmp_path / "r.html"), "--ablate")
+    refused(run("evaluate", few(2, "b"), "--ablate", "--top-k", 5), "--top-k")
+
+
+def test_another_layout(run, few):
+    folder = few(4)
+    (folder / "ground_truth_new.npy").unlink()
+    refused(run("evaluate", folder), "--layout nordland")
+    assert "code, re-ranked" in well(run("evaluate", folder, "--layout", "nordland"))
+    refused(run("evaluate", folder, "--layout", "utm"), "database/")

@@ -1,0 +1,297 @@
+"""Every way of finding places beside one another, on one description of the images.
+
+SelaVPR++ (Lu et al., TPAMI 2026) compares code alone, float alone, and code re-ranked by float;
+here on the user's data, with what this package adds over time, and with what does without a
+network.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashvpr_ros.config import from_flat
+from hashvpr_ros.datasets.base import Traverses
+from hashvpr_ros.datasets.folder import read_image
+from hashvpr_ros.engine.base import DescriptorEngine
+from hashvpr_ros.engine.preprocess import resize
+from hashvpr_ros.evaluation.baselines import BASELINES, evaluate_baseline
+from hashvpr_ros.evaluation.bootstrap import interval
+from hashvpr_ros.evaluation.evaluate import KS, candidates_to_rerank
+from hashvpr_ros.evaluation.metrics import (
+    average_precision,
+    brier,
+    expected_calibration_error,
+    first_hit,
+    median_p95,
+    precision_recall,
+    recall_at_precision,
+)
+from hashvpr_ros.evaluation.recorded import RecordedEngine
+from hashvpr_ros.map.place_map import NewPlace, PlaceMap
+from hashvpr_ros.matching.recognizer import Recognizer, thumbnail_jpeg
+from hashvpr_ros.types import Descriptor, Mode
+
+TOP_KS = (10, 50, 100)
+_TEMPORAL = {"sequence": "+ sequence", "filter": "+ filter", "both": "+ sequence and filter"}
+_WARM_UP = 5
+
+
+@dataclass(frozen=True)
+class Way:
+    """What one way of finding places came to; indices are those of the references."""
+
+    key: str
+    label: str
+    ranked: list[list[int]]  # of each query, best first, at most 100
+    scores: list[float]  # of each query's best
+    times_ms: list[float]  # of each query, without the network
+    bytes_resident: float  # a place
+    bytes_stored: float
+    accepted: list[bool] | None = None  # as loop closures, where the way decides
+    is_probability: bool = False  # whether scores are
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """All ways on one data set."""
+
+    ways: list[Way]
+    positives: list[set[int]]
+    references: int
+    similarity: NDArray[np.float32]  # cosine of the float features, [queries, references]
+    network_ms: list[float]  # of each query: resize and network
+
+    def summary(self) -> dict[str, Any]:
+        """The JSON of `hashvpr evaluate --ablate`."""
+        return {
+            "queries": len(self.positives),
+            "references": self.references,
+            "network_ms": median_p95(self.network_ms),
+            "ways": {way.key: measures(way, self.positives) for way in self.ways},
+        }
+
+
+def measures(way: Way, positives: Sequence[set[int]]) -> dict[str, Any]:
+    """All numbers of a way; percent where they are shares, with 95 % bootstrap intervals.
+
+    Args:
+        positives: correct references of each query; a query without any shows a place that the map
+            does not hold, and whatever it matches is wrong.
+    """
+    first = first_hit(way.ranked, positives)
+    possible = np.array([bool(p) for p in positives])
+    right = np.array([bool(r) and r[0] in p for r, p in zip(way.ranked, positives, strict=True)])
+    scores = np.asarray(way.scores)
+
+    def curve(rows: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        _, precision, recall = precision_recall(
+            scores[rows], right[rows], int(possible[rows].sum())
+        )
+        return precision, recall
+
+    everything = np.arange(len(scores))
+    statistics: dict[str, Callable[[NDArray[np.intp]], float]] = {
+        "average_precision": lambda rows: average_precision(*curve(rows)),
+        "recall_at_100_precision": lambda rows: recall_at_precision(*curve(rows), 1.0),
+        "recall_at_99_precision": lambda rows: recall_at_precision(*curve(rows), 0.99),
+    }
+    result: dict[str, Any] = {
+        "label": way.label,
+        "recall": {
+            str(k): _percent(float((first < k).mean()) if len(first) else np.nan) for k in KS
+        },
+        "recall_interval": {str(k): _interval(_recall(first, k), len(first)) for k in KS},
+    }
+    for name, statistic in statistics.items():
+        result[name] = _percent(statistic(everything))
+        result[f"{name}_interval"] = _interval(statistic, len(scores))
+    if way.is_probability:
+        result["calibration_error"] = round(expected_calibration_error(scores, right), 4)
+        result["brier"] = round(brier(scores, right), 4)
+    if way.accepted is not None:
+        taken = np.array(way.accepted, bool)
+        result["closures"] = {
+            "accepted": int(taken.sum()),
+            "precision": _percent(float(right[taken].mean()) if taken.any() else np.nan),
+            "recall": _percent(float((taken & right).sum() / max(int(possible.sum()), 1))),
+        }
+    result["latency_ms"] = median_p95(way.times_ms)
+    result["bytes_per_place"] = {
+        "resident": round(way.bytes_resident, 1),
+        "stored": round(way.bytes_stored, 1),
+    }
+    return result
+
+
+def _recall(first: NDArray[np.int64], k: int) -> Callable[[NDArray[np.intp]], float]:
+    return lambda rows: float((first[rows] < k).mean())
+
+
+def _percent(share: float) -> float:
+    return round(100.0 * share, 2)
+
+
+def _interval(statistic: Callable[[NDArray[np.intp]], float], count: int) -> list[float]:
+    return [_percent(v) for v in interval(statistic, count, samples=500)]
+
+
+def ablate(
+    dataset: Traverses,
+    engine: DescriptorEngine,
+    *,
+    tolerance: int = 0,
+    baselines: Sequence[str] = tuple(BASELINES),
+    progress: Callable[[], None] = lambda: None,
+) -> Ablation:
+    """Describe all images once, then find the queries' places in every way.
+
+    The queries are taken for consecutive images of one camera, a second apart.
+
+    Args:
+        baselines: keys of `baselines.BASELINES`.
+        progress: called after each image that is described, by the network or a baseline.
+
+    Raises:
+        DatasetError: an image cannot be read. ConfigError: the tolerance is out of range.
+    """
+    positives = dataset.positives(tolerance)
+    references, _ = _describe(dataset.references, engine, progress)
+    queries, network_ms = _describe(dataset.queries, engine, progress)
+    info = engine.info
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ablation.vprmap"
+        with PlaceMap.open(path, info.fingerprint, info.feature_dim) as place_map:
+            place_map.add_many(
+                [
+                    NewPlace("camera", (i + 1) * 10**9, None, Descriptor(code, feature), jpeg)
+                    for i, (code, feature, jpeg) in enumerate(zip(*references, strict=True))
+                ]
+            )
+            place_map.flush()
+            stored = path.stat().st_size / max(len(place_map), 1)
+            sizes = (float(place_map.index_bytes_per_place), stored)
+            ways = [
+                _by_code(place_map, queries[0], sizes),
+                _by_float(place_map, queries[1], sizes),
+            ]
+            depth = candidates_to_rerank(dataset, None)
+            for top_k in TOP_KS:
+                label = f"code, re-ranked (k = {top_k})"
+                ways.append(
+                    _by_recognizer(
+                        place_map, engine, queries, sizes, f"rerank_{top_k}", label,
+                        {"matching.temporal": "none", "matching.top_k": top_k},
+                    )
+                )  # fmt: skip
+            for temporal, label in _TEMPORAL.items():
+                ways.append(
+                    _by_recognizer(
+                        place_map, engine, queries, sizes, temporal, label,
+                        {"matching.temporal": temporal, "matching.top_k": depth},
+                    )
+                )  # fmt: skip
+            similarity = queries[1] @ place_map.features(place_map.ids()).T
+    for key in baselines:
+        done = evaluate_baseline(
+            BASELINES[key](), dataset.references, dataset.queries, max(KS), progress
+        )
+        size = done.bytes_per_place
+        ways.append(Way(key, done.name, done.ranked, done.scores, done.times_ms, size, size))
+    return Ablation(ways, positives, len(dataset.references), similarity, network_ms)
+
+
+def _describe(
+    paths: Sequence[Path], engine: DescriptorEngine, progress: Callable[[], None]
+) -> tuple[tuple[NDArray[np.uint8], NDArray[np.float32], list[bytes | None]], list[float]]:
+    """Codes, features and thumbnails of images, and milliseconds of each."""
+    codes, features, jpegs, times = [], [], [], []
+    for path in paths:
+        image = read_image(path)
+        started = time.perf_counter()
+        code, feature = engine.describe(
+            resize(image, engine.info.height, engine.info.width)[np.newaxis]
+        )
+        times.append(1e3 * (time.perf_counter() - started))
+        codes.append(code[0])
+        features.append(feature[0])
+        jpegs.append(thumbnail_jpeg(image, 160))
+        progress()
+    return (np.array(codes), np.array(features), jpegs), times
+
+
+def _timed(
+    find: Callable[[int], tuple[NDArray[np.integer], float]], count: int
+) -> tuple[list[list[int]], list[float], list[float]]:
+    """Rankings, scores and times of `find` for each query; the first run twice, to be warm."""
+    for i in range(min(_WARM_UP, count)):
+        find(i)
+    ranked, scores, times = [], [], []
+    for i in range(count):
+        started = time.perf_counter()
+        order, score = find(i)
+        times.append(1e3 * (time.perf_counter() - started))
+        ranked.append(order.tolist())
+        scores.append(score)
+    return ranked, scores, times
+
+
+def _by_code(place_map: PlaceMap, codes: NDArray[np.uint8], sizes: tuple[float, float]) -> Way:
+    def find(i: int) -> tuple[NDArray[np.integer], float]:
+        ids, distances = place_map.search(codes[i], max(KS))
+        return ids - 1, -float(distances[0])
+
+    return Way("hash", "code alone", *_timed(find, len(codes)), *sizes)
+
+
+def _by_float(
+    place_map: PlaceMap, features: NDArray[np.float32], sizes: tuple[float, float]
+) -> Way:
+    held = place_map.features(place_map.ids())
+
+    def find(i: int) -> tuple[NDArray[np.integer], float]:
+        similarity = held @ features[i]
+        order = np.argsort(-similarity, kind="stable")[: max(KS)]
+        return order, float(similarity[order[0]])
+
+    resident = float(held.nbytes / len(held))
+    return Way("float", "float alone", *_timed(find, len(features)), resident, sizes[1])
+
+
+def _by_recognizer(
+    place_map: PlaceMap,
+    engine: DescriptorEngine,
+    queries: tuple[NDArray[np.uint8], NDArray[np.float32], list[bytes | None]],
+    sizes: tuple[float, float],
+    key: str,
+    label: str,
+    settings: dict[str, Any],
+) -> Way:
+    """The very recognizer of the node, in mode localization."""
+    recorded = RecordedEngine(engine.info, queries[0], queries[1])
+    recognizer = Recognizer(recorded, place_map, from_flat(settings), mode=Mode.LOCALIZATION)
+    ranked, scores, times, accepted = [], [], [], []
+    for i in range(len(queries[0])):
+        decision = recognizer.process(recorded.blank, (i + 1) * 10**9)
+        first = [h.keyframe.id - 1 for h in decision.hypotheses]
+        rest = [c.keyframe_id - 1 for c in decision.candidates]
+        # What is likeliest comes first, then the candidates in the order of their similarity.
+        ranked.append(list(dict.fromkeys([*first[:1], *rest]))[: max(KS)])
+        best = decision.hypotheses[0] if decision.hypotheses else None
+        temporal = settings["matching.temporal"] != "none"
+        scores.append(0.0 if best is None else best.probability if temporal else best.similarity)
+        times.append(
+            decision.times.search_ms + decision.times.rerank_ms + decision.times.temporal_ms
+        )
+        accepted.append(decision.accepted)
+    return Way(
+        key, label, ranked, scores, times[_WARM_UP:] or times, *sizes,
+        accepted if temporal else None, is_probability=temporal,
+    )  # fmt: skip
