@@ -41,10 +41,10 @@ class _Integers(click.ParamType):
 
 
 class _Bench(click.Group):
-    """`bench` alone measures search and engine; with a word, training or export."""
+    """`bench` alone measures search and engine; with a word, training, export or loops."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["train", "export"]
+        return ["train", "export", "loops"]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
