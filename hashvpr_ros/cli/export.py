@@ -84,8 +84,8 @@ def command(
 
     An export that differs too much leaves no file.
     """
-    if batch != "dynamic" and not batch.isdigit():
-        raise ConfigError(f"--batch must be a number or dynamic, not {batch!r}")
+    if batch not in ("dynamic", *map(str, range(1, 257))):
+        raise ConfigError(f"--batch must be a number or dynamic, 1 to 256, not {batch!r}")
     try:
         from hashvpr_ros.export.onnx import Metadata, export_onnx
         from hashvpr_ros.model.checkpoints import open_checkpoint

@@ -93,7 +93,7 @@ def create_engine(
 def open_engine(
     config: EngineConfig, progress: Callable[[str], None] = lambda sentence: None
 ) -> DescriptorEngine:
-    """Load the engine of a configuration; an .onnx may run by TensorRT.
+    """Load the engine of a configuration; an .onnx may run by TensorRT, warmed up then.
 
     Args:
         config: its `tensorrt` says whether an .onnx is built for the GPU: "auto" where tensorrt,
@@ -110,9 +110,14 @@ def open_engine(
         from hashvpr_ros.engine.tensorrt_cache import cached_engine
 
         options = BuildOptions(config.precision, config.workspace_mb)
+        engine = None
         try:
-            return cached_engine(path, options, config.cache_dir, progress)
+            engine = cached_engine(path, options, config.cache_dir, progress)
+            engine.warm_up()  # one that fails at its first image is as good as none
+            return engine
         except EngineError as e:
+            if engine is not None:
+                engine.close()
             if config.tensorrt == "require":
                 raise
             _log.warning("runs by ONNX Runtime instead of TensorRT: %s", str(e))

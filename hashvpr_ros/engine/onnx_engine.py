@@ -67,7 +67,7 @@ class OnnxEngine:
                 codes, features = self._session.run(("codes", "features"), {"images": images})
             else:
                 codes, features = self._in_batches(images)
-        except Exception as e:  # see above
+        except Exception as e:  # the runtime's own classes share no base but Exception
             raise EngineError(
                 f"{self.path}: the runtime failed ({reason_of(e)}); export the model again, or "
                 "choose another of engine.providers"
@@ -131,7 +131,7 @@ def _open_session(
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as e:  # the runtime's own classes share no base but Exception
+    except Exception as e:  # as in `describe`
         raise EngineError(
             f"{path}: cannot be loaded as an ONNX model ({reason_of(e)}); export it again"
         ) from e

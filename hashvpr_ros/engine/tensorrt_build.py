@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 PRECISIONS = ("fp16", "fp32")
 _OUTPUTS = ("codes", "features")
 _ELSEWHERE = "or run it by ONNX Runtime (engine.tensorrt off)"
+_VERSION = 2  # of this file: one more with each change that makes another plan of the same graph
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def build_key(info: EngineInfo, graph: bytes, gpu: Gpu, options: BuildOptions) -
     parts = (
         info.fingerprint, hashlib.sha256(graph).hexdigest(), info.height, info.width,
         info.feature_dim, gpu.tensorrt, gpu.name, gpu.compute_capability, options.precision,
-        options.max_batch,
+        options.max_batch, options.workspace_mb, _VERSION,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -248,14 +249,33 @@ def _has_half(network: trt.INetworkDefinition) -> bool:
 
 
 def _keep_in_float32(config: trt.IBuilderConfig, network: trt.INetworkDefinition) -> None:
-    """Sums of squares and exponentials: in float16 those of vision transformers overflow."""
+    """Sums of squares and exponentials: in float16 those of vision transformers overflow.
+
+    With the powers that are summed, the roots of the sums, and what either is computed from: the
+    parser makes of ReduceL2 a product, a sum and a root (onnx-tensorrt 8.6 and 10.1,
+    importReduceSumSquare), each of which could be in float16.
+    """
     import tensorrt as trt
 
     config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-    kinds = [getattr(trt.LayerType, name, None) for name in ("NORMALIZATION", "SOFTMAX", "REDUCE")]
-    for i in range(network.num_layers):
-        layer = network.get_layer(i)
-        if layer.type in kinds and layer.get_output(0).dtype == trt.DataType.FLOAT:
+    kind, unary = trt.LayerType, trt.UnaryOperation
+    pointwise: dict[Any, tuple[type, list[Any]]] = {
+        kind.ELEMENTWISE: (trt.IElementWiseLayer, [trt.ElementWiseOperation.POW]),
+        kind.UNARY: (trt.IUnaryLayer, [unary.EXP, unary.LOG, unary.SQRT]),
+    }
+    layers: list[Any] = [network.get_layer(i) for i in range(network.num_layers)]
+    kept = []
+    for layer in layers:
+        if layer.type in pointwise:
+            layer.__class__, operations = pointwise[layer.type]  # an ILayer shows no operation
+            if layer.op in operations:
+                kept.append(layer)
+        elif layer.type in (kind.NORMALIZATION, kind.SOFTMAX, kind.REDUCE):
+            kept.append(layer)
+    taken = {v.get_input(0).name for v in kept if v.type in (kind.REDUCE, kind.UNARY)}
+    kept += [v for v in layers if v.type in pointwise and v.get_output(0).name in taken]
+    for layer in kept:
+        if layer.get_output(0).dtype == trt.DataType.FLOAT:
             layer.precision = trt.DataType.FLOAT
             layer.set_output_type(0, trt.DataType.FLOAT)
 
@@ -267,13 +287,13 @@ def _set_profile(
     path: Path,
     options: BuildOptions,
 ) -> int:
-    """Set which batches the plan takes, 1 to the number returned."""
+    """Set which batches the plan takes: 1 to the number returned, or that alone if it is fixed."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     images = next(t for t in inputs if t.name == "images")
     batch, *image = tensorrt_gpu.dims(images.shape)
     if batch > 0:
-        if options.max_batch > batch:
-            _log.warning("%s: takes one image at a time, as it was exported", path)
+        if options.max_batch != batch:
+            _log.warning("%s: the engine runs %d images at a time, as exported", path, batch)
         return batch
     profile = builder.create_optimization_profile()
     one: Any = (1, *image)  # which is converted to Dims, though the stubs do not say so

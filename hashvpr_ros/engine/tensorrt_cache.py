@@ -22,7 +22,7 @@ from hashvpr_ros.engine.onnx_engine import read_model_info
 from hashvpr_ros.engine.tensorrt_build import BuildOptions, build, build_key
 from hashvpr_ros.engine.tensorrt_engine import TensorRtEngine
 from hashvpr_ros.engine.tensorrt_file import read_engine, write_engine
-from hashvpr_ros.engine.tensorrt_gpu import Gpu
+from hashvpr_ros.engine.tensorrt_gpu import Gpu, GpuMemoryError
 from hashvpr_ros.engine.tensorrt_progress import Progress, no_progress
 from hashvpr_ros.errors import EngineError
 
@@ -53,7 +53,8 @@ def cached_engine(
         cache_dir: "" is `default_cache_dir()`.
 
     Raises:
-        EngineError: no TensorRT or GPU, or it cannot be built; not because of the cache.
+        EngineError: no TensorRT or GPU, it cannot be built, or does not fit into the GPU's memory;
+            not because of the cache.
     """
     info = read_model_info(path)
     gpu = tensorrt_gpu.require_gpu(str(path))
@@ -93,6 +94,8 @@ def _load(file: Path, key: str) -> TensorRtEngine | None:
         if header.build_key != key:
             raise EngineError(f"{file}: is of another model, GPU, version or precision")
         return TensorRtEngine(header, plan, file)
+    except GpuMemoryError:
+        raise  # another one, minutes later, would not fit either
     except EngineError as e:
         _log.warning("the cached engine is built again: %s", str(e))
         return None

@@ -50,6 +50,7 @@ class TensorRtEngine:
         path: of the file they come from, for errors.
 
     Raises:
+        GpuMemoryError: nothing but memory is missing.
         EngineError: no TensorRT or GPU, or the plan is of another version, GPU or contract.
     """
 
@@ -96,6 +97,7 @@ class TensorRtEngine:
         self._host: dict[str, NDArray[Any]] = {}
         self._device: dict[str, Any] = {}
         self._batch = 0  # that the execution context is set to
+        self._fixed = False  # the plan takes `max_batch` images at a time and no fewer
 
     def _load(self, plan: bytes) -> None:
         import tensorrt as trt
@@ -104,18 +106,12 @@ class TensorRtEngine:
         self._runtime = trt.Runtime(tensorrt_gpu.logger())
         engine = self._engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise EngineError(
-                f"{self.path}: TensorRT cannot load it "
-                f"({tensorrt_gpu.last_error('no reason is given')}); build it again with "
-                "`hashvpr engine build`, and close what fills the GPU's memory"
-            )
+            raise self._failed("TensorRT cannot load it")
         execution = self._execution = engine.create_execution_context()
         if execution is None:
-            raise EngineError(
-                f"{self.path}: the GPU has no memory left for it "
-                f"({tensorrt_gpu.last_error('no reason is given')}); close what fills it"
-            )
+            raise self._failed("TensorRT cannot make it ready")
         self._check_tensors(engine, execution)
+        self._fixed = tensorrt_gpu.dims(engine.get_tensor_shape("images"))[0] > 0
 
     def _check_tensors(self, engine: trt.ICudaEngine, execution: trt.IExecutionContext) -> None:
         """Refuse a plan whose tensors differ from the header: buffers are as the header says."""
@@ -162,7 +158,10 @@ class TensorRtEngine:
                 raise EngineError(f"{self.path}: TensorRT refuses the buffer of {name!r}")
 
     def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """See `DescriptorEngine.describe`; more images than `max_batch` are done in turns."""
+        """See `DescriptorEngine.describe`; more images than `max_batch` are done in turns.
+
+        Of a plan that takes no fewer, the last image is repeated.
+        """
         images = check_images(images, self.info, self.path)
         codes = np.empty((len(images), CODE_BYTES), np.uint8)
         features = np.empty((len(images), self.info.feature_dim), np.float32)
@@ -170,7 +169,7 @@ class TensorRtEngine:
             if self._context is None:
                 raise closed(self.path)
             try:
-                with self._context.current() as cuda:
+                with self._context.current() as cuda, tensorrt_gpu.freeing():
                     for start in range(0, len(images), self._max_batch):
                         part = slice(start, start + self._max_batch)
                         self._run(cuda, images[part], codes[part], features[part])
@@ -189,10 +188,11 @@ class TensorRtEngine:
         features: NDArray[np.float32],
     ) -> None:
         """Run images, at most `max_batch`, into two arrays."""
-        n = len(images)
+        given, n = len(images), self._max_batch if self._fixed else len(images)
         host, device, stream, execution = self._host, self._device, self._stream, self._execution
         assert execution is not None
-        np.copyto(host["images"][:n], images)
+        np.copyto(host["images"][:given], images)
+        host["images"][given:n] = images[-1]
         if n != self._batch:
             self._batch = 0
             if not execution.set_input_shape("images", (n, *images.shape[1:])):
@@ -208,14 +208,14 @@ class TensorRtEngine:
         stream.synchronize()
         if not started:
             raise self._failed("TensorRT failed")
-        np.copyto(codes, host["codes"][:n])
-        np.copyto(features, host["features"][:n])
+        np.copyto(codes, host["codes"][:given])
+        np.copyto(features, host["features"][:given])
 
     def _failed(self, what: str, error: Exception | None = None) -> EngineError:
         reason = tensorrt_gpu.last_error("no reason is given")
         if error is not None:
             reason = reason_of(error)
-        return EngineError(
+        return tensorrt_gpu.no_memory(self.path, reason) or EngineError(
             f"{self.path}: {what} ({reason}); configure the node again, or build the engine again "
             "with `hashvpr engine build`"
         )

@@ -106,25 +106,12 @@ def write_atomically(path: Path, *parts: bytes) -> None:
         raise EngineError(f"{path}: cannot be written: {e.strerror}; {remedy}") from e
 
 
-def read_header(path: Path) -> EngineHeader:
-    """Read the header alone.
-
-    Raises:
-        EngineError: missing, not such a file, of another version, or damaged.
-    """
-    return _read(path, plan=False)[0]
-
-
 def read_engine(path: Path) -> tuple[EngineHeader, bytes]:
     """Read a file and check its plan against the hash in its header.
 
     Raises:
-        EngineError: see `read_header`; or the plan is truncated or damaged.
+        EngineError: missing, not such a file, of another version, truncated or damaged.
     """
-    return _read(path, plan=True)
-
-
-def _read(path: Path, plan: bool) -> tuple[EngineHeader, bytes]:
     try:
         with path.open("rb") as f:
             fixed = f.read(_FIXED.size)
@@ -139,19 +126,19 @@ def _read(path: Path, plan: bool) -> tuple[EngineHeader, bytes]:
                     f"{path}: is truncated or has been appended to, its plan has {size} bytes "
                     f"and not {header.plan_bytes}; copy it again, or {_BUILD}"
                 )
-            content = f.read() if plan else b""
+            plan = f.read()
     except FileNotFoundError as e:
         raise EngineError(
             f"{path}: no such engine file; correct the path (engine.path, or --engine)"
         ) from e
     except OSError as e:
         raise EngineError(f"{path}: cannot be read: {e.strerror}; check the path") from e
-    if plan and hashlib.sha256(content).hexdigest() != header.plan_sha256:
+    if hashlib.sha256(plan).hexdigest() != header.plan_sha256:
         raise EngineError(
             f"{path}: is damaged, its plan does not have the hash that its header says; copy it "
             f"again, or {_BUILD}"
         )
-    return header, content
+    return header, plan
 
 
 def _check_fixed(path: Path, fixed: bytes) -> int:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,7 @@ HOW_TO_INSTALL = (
     "on a Jetson JetPack has TensorRT (sudo apt install python3-libnvinfer; pip install pycuda), "
     "elsewhere pip install tensorrt pycuda"
 )
+_NO_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)  # "OutOfMemory" is TensorRT's
 # What TensorRT said last with severity ERROR: its calls return None and say why only here.
 recent_errors: deque[str] = deque(maxlen=8)
 
@@ -33,6 +36,19 @@ class Gpu:
     name: str  # as CUDA says it, e.g. "Orin"
     compute_capability: str  # e.g. "8.7"
     tensorrt: str  # version, e.g. "10.3.0"
+
+
+class GpuMemoryError(EngineError):
+    """The GPU has no memory left for an engine, in which nothing is wrong."""
+
+
+def no_memory(what: object, reason: str) -> GpuMemoryError | None:
+    """The error of something that failed for want of memory; None where that is not the reason."""
+    if not _NO_MEMORY.search(reason):
+        return None
+    return GpuMemoryError(
+        f"{what}: the GPU has no memory left for it ({reason}); close what fills it"
+    )
 
 
 def why_not() -> str:
@@ -71,7 +87,7 @@ def _find_gpu() -> Gpu:
             f"TensorRT cannot be used, the Python package tensorrt is not installed or broken "
             f"({reason_of(e)}): {HOW_TO_INSTALL}"
         ) from e
-    if tuple(int(v) for v in version.split(".")[:2]) < (8, 5):  # no tensors by name
+    if tuple(int(v) for v in version.split(".")[:2]) < (8, 6):
         raise EngineError(f"TensorRT {version} is too old: install 8.6 or later")
     try:
         import pycuda.driver as cuda
@@ -110,7 +126,8 @@ class GpuContext:
             cuda.init()
             self._context: Any = cuda.Device(0).retain_primary_context()
         except Exception as e:
-            raise EngineError(
+            kind = GpuMemoryError if _NO_MEMORY.search(str(e)) else EngineError
+            raise kind(
                 f"the GPU gives no context ({reason_of(e)}); close what fills its memory"
             ) from e
 
@@ -127,11 +144,18 @@ class GpuContext:
         """Count the context down, once; what was allocated in it must be freed before."""
         if self._context is None:
             return
-        # PyCUDA (2026.1, cuda.hpp) counts down only where the context is current or in the thread
-        # that retained it, and elsewhere silently does not. Detaching takes it off PyCUDA's stack.
         context, self._context = self._context, None
-        context.push()
-        context.detach()
+
+        def detach() -> None:
+            context.push()
+            context.detach()
+
+        # PyCUDA (2026.1, cuda.hpp) counts down where the context is current or, by pushing it, in
+        # the thread that retained it; elsewhere it silently does not. It then takes it off its own
+        # stack and not off CUDA's (nor does cuDevicePrimaryCtxRelease): it would stay current in
+        # this thread, and so is detached in one that ends.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(detach).result()
 
 
 @contextmanager

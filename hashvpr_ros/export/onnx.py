@@ -90,7 +90,6 @@ def export_onnx(
     _check_arguments(path, precision, batch, images)
     height, width = size
     reference = EngineGraph(network.eval())
-    mark = fingerprint(network, height, width, precision)
     temporary = path.with_name(f".{path.name}.new.onnx")
     try:
         _trace(EngineGraph(fold(network, height, width)), temporary, size, batch)
@@ -102,6 +101,9 @@ def export_onnx(
         elif precision == "int8":
             # Those that calibrate would be too kind a test: the last are kept for it.
             model = conversion.to_int8(temporary, images[: -(batch or _PROBES)], batch)
+        # Two calibrations of one network give codes that differ.
+        constants = conversion.constants(model) if precision == "int8" else None
+        mark = fingerprint(network, height, width, precision, constants)
         _describe(model, metadata, mark, precision)
         onnx.checker.check_model(model, full_check=True)
         temporary.write_bytes(model.SerializeToString(deterministic=True))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hashvpr_ros.errors import CheckpointError
@@ -63,14 +66,25 @@ class EngineGraph(nn.Module):
         return self.pack(logits), feature
 
 
-def fingerprint(network: nn.Module, height: int, width: int, precision: str = "fp32") -> str:
+def fingerprint(
+    network: nn.Module,
+    height: int,
+    width: int,
+    precision: str = "fp32",
+    constants: Mapping[str, NDArray[Any]] | None = None,
+) -> str:
     """SHA-256 over the input size, precision, and names, shapes and bytes of all weights.
 
     Descriptors of equal fingerprints can be compared; those of others cannot.
+
+    Args:
+        constants: what else decides the codes: at int8 the scales that a calibration found.
     """
     digest = hashlib.sha256(f"{height}x{width} {precision}".encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+    weights = {k: v.detach().cpu().numpy() for k, v in network.state_dict().items()}
+    for values in (weights, constants or {}):
+        for name, value in sorted(values.items()):
+            array = np.ascontiguousarray(value)
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
     return digest.hexdigest()

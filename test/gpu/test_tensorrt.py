@@ -22,7 +22,7 @@ from hashvpr_ros.engine.preprocess import resize
 from hashvpr_ros.engine.tensorrt_build import BuildOptions, build
 from hashvpr_ros.engine.tensorrt_cache import cached_engine
 from hashvpr_ros.engine.tensorrt_engine import TensorRtEngine
-from hashvpr_ros.engine.tensorrt_gpu import why_not
+from hashvpr_ros.engine.tensorrt_gpu import GpuContext, why_not
 
 pytestmark = pytest.mark.gpu
 if reason := why_not():
@@ -127,15 +127,14 @@ def test_it_is_built_once_and_used_from_other_threads(model, plain, images, tmp_
 
 def test_memory_is_given_back(model, tmp_path):
     """Ten times made and closed; the first may load libraries that stay."""
-    import pycuda.driver as cuda
 
     def free_bytes():
-        context = cuda.Device(0).retain_primary_context()
-        context.push()
+        context = GpuContext()
         try:
-            return cuda.mem_get_info()[0]
+            with context.current() as cuda:
+                return cuda.mem_get_info()[0]
         finally:
-            context.detach()
+            context.release()
 
     cached_engine(model, BuildOptions(), tmp_path).close()
     before = free_bytes()

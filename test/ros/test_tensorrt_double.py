@@ -79,8 +79,9 @@ def test_services_and_diagnostics_answer_while_the_double_builds(
     assert len(list((tmp_path / "cache").glob("*.engine"))) == 1
 
 
-def test_a_double_that_fails_falls_back_and_is_refused_where_required(start_with_double):
-    node = start_with_double(world={"build_s": 0.0, "fail": {"build": "no implementation found"}})
+@pytest.mark.parametrize("call", ["build", "execute"])  # the latter at the first image
+def test_a_double_that_fails_falls_back_and_is_refused_where_required(start_with_double, call):
+    node = start_with_double(world={"build_s": 0.0, "fail": {call: "no implementation found"}})
     assert node.change("configure")
     assert node.logged("engine hashvpr_lite on CPUExecutionProvider") == 1
     said = [s for s in node.text().splitlines() if "ONNX Runtime instead of TensorRT" in s]

@@ -25,7 +25,9 @@ class World:
     fail: dict[str, str] = field(default_factory=dict)  # call -> what TensorRT says of it
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # what would have gone wrong on a GPU
-    stacks: dict[int, list[Any]] = field(default_factory=dict)  # contexts by thread
+    stacks: dict[int, list[Any]] = field(default_factory=dict)  # PyCUDA's contexts by thread
+    # CUDA's own stack, which PyCUDA keeps at most one context on, and other libraries theirs.
+    current: dict[threading.Thread, list[str]] = field(default_factory=dict)
     retained: int = 0
     device: dict[int, bytearray] = field(default_factory=dict)  # live allocations by address
     host: set[int] = field(default_factory=set)
@@ -45,17 +47,25 @@ class World:
     def stack(self) -> list[Any]:
         return self.stacks.setdefault(threading.get_ident(), [])
 
+    def cuda_stack(self) -> list[str]:
+        return self.current.setdefault(threading.current_thread(), [])
+
     def need_context(self, call: str, error: type[Exception] = RuntimeError) -> None:
         self.calls.append((call, threading.get_ident()))
-        if not self.stack():
+        if not self.cuda_stack() or not self.retained:
             self.problems.append(f"{call} without a current context")
             raise error(f"{call} failed: invalid device context")
 
     def leaks(self) -> list[str]:
-        """What is not freed, not popped or not counted down."""
+        """What is not freed, not popped or not counted down; CUDA's stacks end with threads."""
         found = [f"device {n}" for n in self.device] + [f"host {n}" for n in self.host]
         found += self.live
         found += [f"context in thread {t}" for t, stack in self.stacks.items() if stack]
+        found += [
+            f"{len(stack)} current in {thread.name}"
+            for thread, stack in self.current.items()
+            if stack and thread.is_alive()
+        ]
         if self.retained:
             found.append(f"primary context retained {self.retained} times")
         return found + self.problems
@@ -70,7 +80,7 @@ class Tracked:
 
     def __del__(self) -> None:
         self.world.live.remove(type(self).__name__)
-        if not self.world.stack():
+        if not self.world.cuda_stack():
             self.world.problems.append(f"{type(self).__name__} destroyed without a context")
 
 
@@ -80,15 +90,29 @@ def pycuda_driver(world: World) -> types.ModuleType:
     class Error(Exception):
         pass
 
+    class MemoryError(Error):
+        pass
+
+    def fail(call: str) -> None:
+        if call in world.fail:
+            said = world.fail[call]
+            raise (MemoryError if "out of memory" in said else Error)(said)
+
     class Context:
+        """A primary context; after cuda.hpp of PyCUDA 2026.1, class `context`."""
+
         def __init__(self) -> None:
             self.valid = True
+            self.thread = threading.get_ident()
             world.retained += 1
 
         def push(self) -> None:
             if not self.valid:
                 raise Error("cuCtxPushCurrent failed: invalid device context")
             world.calls.append(("push", threading.get_ident()))
+            if world.stack():
+                world.cuda_stack().pop()
+            world.cuda_stack().append("primary")
             world.stack().append(self)
 
         @staticmethod
@@ -96,14 +120,28 @@ def pycuda_driver(world: World) -> types.ModuleType:
             world.calls.append(("pop", threading.get_ident()))
             if not world.stack():
                 raise Error("cannot pop context from empty stack")
+            world.cuda_stack().pop()
             world.stack().pop()
+            if world.stack():
+                world.cuda_stack().append("primary")
 
         def detach(self) -> None:
+            """cuDevicePrimaryCtxRelease pops from no stack, so that something stays on CUDA's."""
             world.calls.append(("detach", threading.get_ident()))
-            if self in world.stack():
+            if not self.valid:
+                raise Error("cannot detach from invalid context")
+            stack = world.stack()
+            active = bool(stack) and stack[-1] is self
+            if active:
                 world.retained -= 1
-                world.stack().remove(self)
-            self.valid = False
+            elif self.thread == threading.get_ident():
+                world.cuda_stack().append("primary")
+                world.retained -= 1
+            self.valid = False  # elsewhere nothing is counted down, and nothing said
+            while stack and not stack[-1].valid:
+                stack.pop()
+            if active and stack:
+                world.cuda_stack().append("primary")
 
     class Device:
         def __init__(self, ordinal: int) -> None:
@@ -116,13 +154,18 @@ def pycuda_driver(world: World) -> types.ModuleType:
             return world.capability
 
         def retain_primary_context(self) -> Context:
-            if "retain" in world.fail:
-                raise Error(world.fail["retain"])
+            fail("retain")
             return Context()
+
+    def need_pycuda(call: str) -> None:
+        """What PyCUDA makes keeps the context of its own stack."""
+        world.need_context(call, Error)
+        if not world.stack():
+            raise Error("explicit_context_dependent failed: no currently active context?")
 
     class Stream(Tracked):
         def __init__(self) -> None:
-            world.need_context("Stream", Error)
+            need_pycuda("Stream")
             super().__init__(world)
             self.handle = id(self)
             self.queue: list[Any] = []
@@ -163,13 +206,12 @@ def pycuda_driver(world: World) -> types.ModuleType:
             raise Error("cuInit failed: no CUDA-capable device is detected")
 
     def pagelocked_empty(shape: Any, dtype: Any) -> Any:
-        world.need_context("pagelocked_empty", Error)
+        need_pycuda("pagelocked_empty")
         return np.asarray(HostAllocation(np.empty(shape, dtype)))
 
     def mem_alloc(size: int) -> DeviceAllocation:
-        world.need_context("mem_alloc", Error)
-        if "mem_alloc" in world.fail:
-            raise Error(world.fail["mem_alloc"])
+        need_pycuda("mem_alloc")
+        fail("mem_alloc")
         return DeviceAllocation(size)
 
     def memcpy_htod_async(target: Any, source: Any, stream: Any) -> None:
@@ -192,8 +234,8 @@ def pycuda_driver(world: World) -> types.ModuleType:
         stream.queue.append(copy)
 
     for thing in (
-        Error, Context, Device, Stream, init, pagelocked_empty, mem_alloc, memcpy_htod_async,
-        memcpy_dtoh_async,
+        Error, MemoryError, Context, Device, Stream, init, pagelocked_empty, mem_alloc,
+        memcpy_htod_async, memcpy_dtoh_async,
     ):  # fmt: skip
         setattr(module, thing.__name__, thing)
     return module

@@ -2,9 +2,13 @@
 
 What it stands for is the behaviour that the code relies on, in the shapes of 8.6, 10 and 11:
 - CUDA calls fail where no context is current in the calling thread; detaching counts down only
-  where the context is current (PyCUDA 2026.1, src/cpp/cuda.hpp);
+  where the context is current or was retained, and leaves it on CUDA's stack (PyCUDA 2026.1,
+  src/cpp/cuda.hpp);
 - copies and inference happen when the stream is synchronized, not before;
 - UINT8 between layers is refused (onnx-tensorrt, ModelImporter.cpp), as are operators of a list;
+- one ONNX node may become several layers (onnx-tensorrt 10.1, onnxOpImporters.cpp), and a layer
+  of the network shows what its kind alone has only once its class is set (as NVIDIA's cookbook);
+- an input's shape must be what the plan has, where it is static, and else within the profile;
 - 8.6 has no strongly typed networks, no IProgressMonitor, no operator's name in parser errors;
   11 has no weakly typed networks and no EXPLICIT_BATCH;
 - a plan or timing cache of another version or GPU is refused.
@@ -49,7 +53,15 @@ Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
 DataType = enum.Enum("DataType", "FLOAT HALF INT32 INT64 BOOL UINT8")
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
 MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
-LayerType = enum.Enum("LayerType", "NORMALIZATION SOFTMAX REDUCE ELEMENTWISE")
+LayerType = enum.Enum(
+    "LayerType",
+    "NORMALIZATION SOFTMAX REDUCE ELEMENTWISE UNARY ACTIVATION CONVOLUTION MATRIX_MULTIPLY "
+    "SHUFFLE",
+)
+ElementWiseOperation = enum.Enum(
+    "ElementWiseOperation", "SUM PROD MAX MIN SUB DIV POW EQUAL GREATER LESS OR"
+)
+UnaryOperation = enum.Enum("UnaryOperation", "EXP LOG SQRT RECIP ABS NEG ERF")
 _OF_ONNX = {1: "FLOAT", 10: "HALF", 6: "INT32", 7: "INT64", 9: "BOOL", 2: "UINT8"}
 
 
@@ -77,15 +89,21 @@ def _tensor(value: Any) -> Tensor:
 
 
 class Layer:
-    def __init__(self, node: Any, types_of: dict[str, Tensor], strongly: bool) -> None:
-        op = node.op_type
-        name = {"Softmax": "SOFTMAX", "LayerNormalization": "NORMALIZATION"}.get(op, "ELEMENTWISE")
-        self.type = LayerType.REDUCE if op.startswith("Reduce") else LayerType[name]
-        self.outputs = [types_of.get(o) for o in node.output]
-        self.num_outputs = len(self.outputs)
+    """An ILayer."""
+
+    def __init__(
+        self, kind: str, op: Any, inputs: list[Any], outputs: list[Any], strongly: bool
+    ) -> None:
+        self.type = LayerType[kind]
+        self._op = op
+        self.inputs, self.outputs = inputs, outputs
+        self.num_inputs, self.num_outputs = len(inputs), len(outputs)
         self.strongly = strongly
         self.pinned: dict[int, DataType] = {}
         self._precision: DataType | None = None
+
+    def get_input(self, index: int) -> Tensor | None:
+        return self.inputs[index]
 
     def get_output(self, index: int) -> Tensor | None:
         return self.outputs[index]
@@ -102,6 +120,81 @@ class Layer:
     def set_output_type(self, index: int, dtype: DataType) -> None:
         assert not self.strongly, "not allowed in a strongly typed network"
         self.pinned[index] = dtype
+
+
+class IElementWiseLayer(Layer):
+    @property
+    def op(self) -> Any:
+        assert self.type == LayerType.ELEMENTWISE, "another kind's memory would be read"
+        return self._op
+
+
+class IUnaryLayer(Layer):
+    @property
+    def op(self) -> Any:
+        assert self.type == LayerType.UNARY, "another kind's memory would be read"
+        return self._op
+
+
+_KINDS = {
+    "Softmax": "SOFTMAX", "LayerNormalization": "NORMALIZATION", "Conv": "CONVOLUTION",
+    "MatMul": "MATRIX_MULTIPLY", "Gemm": "MATRIX_MULTIPLY", "Clip": "ACTIVATION",
+    "Relu": "ACTIVATION", "GlobalAveragePool": "REDUCE",
+}  # fmt: skip
+_ELEMENTWISE = {
+    "Add": "SUM", "Mul": "PROD", "Max": "MAX", "Min": "MIN", "Sub": "SUB", "Div": "DIV",
+    "Pow": "POW", "Equal": "EQUAL", "Greater": "GREATER", "Less": "LESS",
+}  # fmt: skip
+_UNARY = {
+    "Exp": "EXP", "Log": "LOG", "Sqrt": "SQRT", "Reciprocal": "RECIP", "Abs": "ABS",
+    "Neg": "NEG", "Erf": "ERF",
+}  # fmt: skip
+# What is done before and after the sum of a reduction.
+_AROUND = {
+    "ReduceSumSquare": ("PROD", ""), "ReduceL2": ("PROD", "SQRT"), "ReduceLogSum": ("", "LOG"),
+    "ReduceLogSumExp": ("EXP", "LOG"),
+}  # fmt: skip
+
+
+def _layers(node: Any, types_of: dict[str, Tensor], strongly: bool) -> list[Layer]:
+    """What the parser makes of a node; one of no kind that concerns us is a SHUFFLE."""
+    taken = [types_of.get(i) for i in node.input]
+    given = [types_of.get(o) for o in node.output]
+    op = node.op_type
+    if op == "GreaterOrEqual":
+        parts = [Tensor(f"{node.output[0]}_{n}", DataType.BOOL, ()) for n in ("greater", "equal")]
+        return [
+            *(
+                Layer("ELEMENTWISE", ElementWiseOperation[name], taken, [part], strongly)
+                for name, part in zip(("GREATER", "EQUAL"), parts, strict=True)
+            ),
+            Layer("ELEMENTWISE", ElementWiseOperation.OR, parts, given, strongly),
+        ]
+    if op in _ELEMENTWISE:
+        return [
+            Layer("ELEMENTWISE", ElementWiseOperation[_ELEMENTWISE[op]], taken, given, strongly)
+        ]
+    if op in _UNARY:
+        return [Layer("UNARY", UnaryOperation[_UNARY[op]], taken, given, strongly)]
+    if not op.startswith("Reduce"):
+        return [Layer(_KINDS.get(op, "SHUFFLE"), None, taken, given, strongly)]
+    before, after = _AROUND.get(op, ("", ""))
+    made: list[Layer] = []
+    data, result = taken[0], given[0]
+    assert data is not None and result is not None
+    if before:
+        inner = Tensor(f"{result.name}_{before}", data.dtype, data.shape)
+        if before == "PROD":
+            square = ElementWiseOperation.PROD
+            made.append(Layer("ELEMENTWISE", square, [data, data], [inner], strongly))
+        else:
+            made.append(Layer("UNARY", UnaryOperation[before], [data], [inner], strongly))
+        data = inner
+    total = Tensor(f"{result.name}_SUM", result.dtype, result.shape) if after else result
+    made.append(Layer("REDUCE", None, [data], [total], strongly))
+    if after:
+        made.append(Layer("UNARY", UnaryOperation[after], [total], [result], strongly))
+    return made
 
 
 class Network:
@@ -308,7 +401,9 @@ def tensorrt_module(world: World) -> types.ModuleType:
                     return False
             network.inputs = [_tensor(i) for i in graph.input]
             network.outputs = [_tensor(o) for o in graph.output]
-            network.layers = [Layer(n, types_of, network.strongly) for n in graph.node]
+            network.layers = [
+                layer for n in graph.node for layer in _layers(n, types_of, network.strongly)
+            ]
             network.graph = content
             return True
 
@@ -326,9 +421,15 @@ def tensorrt_module(world: World) -> types.ModuleType:
 
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             world.calls.append(("set_input_shape", name))
-            self.shape = tuple(shape)
-            fixed = self.engine.tensors["images"].shape[1:]
-            return shape[0] <= self.engine.max_batch and self.shape[1:] == fixed
+            want = self.engine.tensors[name].shape
+            if want[0] < 0 and 1 <= shape[0] <= self.engine.max_batch:
+                want = (shape[0], *want[1:])
+            if tuple(shape) != want:
+                static = "Static dimension mismatch while setting input shape"
+                say(self.engine.logger, f"{static} for {name}: {tuple(shape)}, not {want}")
+                return False
+            self.shape = want
+            return True
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             if name == "images":
@@ -416,6 +517,7 @@ def tensorrt_module(world: World) -> types.ModuleType:
         module.IProgressMonitor = IProgressMonitor  # type: ignore[attr-defined]
     for thing in (
         ILogger, Builder, OnnxParser, Runtime, DataType, TensorIOMode, MemoryPoolType, LayerType,
+        ElementWiseOperation, IElementWiseLayer, IUnaryLayer, UnaryOperation,
     ):  # fmt: skip
         setattr(module, thing.__name__, thing)
     return module

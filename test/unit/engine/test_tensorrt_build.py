@@ -40,6 +40,7 @@ def typed_model(tmp_path):
             "w": np.full((3, 512), 0.1, half), "shape": np.array([-1, 64, 8], np.int64),
             "values": 2.0 ** np.arange(7, -1, -1, dtype=np.float32).reshape(8, 1),
             "flat": np.array([-1, 64], np.int64), "zero": np.zeros((), half),
+            "half": np.full((), 0.5, half),
         }  # fmt: skip
         nodes = [
             node("Transpose", ["images"], ["t"], perm=[0, 3, 1, 2]),
@@ -47,7 +48,19 @@ def typed_model(tmp_path):
             node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0),
             node("MatMul", ["m", "w"], ["y"]),
             node("Softmax", ["y"], ["s"], axis=1),
-            node("Cast", ["s"], ["features"], to=TensorProto.FLOAT),
+            node("Mul", ["s", "half"], ["scaled"]),
+            node("Clip", ["scaled", "zero"], ["clipped"]),
+            node("Pow", ["clipped", "half"], ["power"]),
+            node("ReduceL2", ["power"], ["norm"], axes=[1]),
+            node("ReduceLogSumExp", ["y"], ["lse"], axes=[1]),
+            node("Mul", ["power", "power"], ["square"]),
+            node("ReduceMean", ["square"], ["mean"], axes=[1]),
+            node("Add", ["mean", "half"], ["variance"]),
+            node("Sqrt", ["variance"], ["deviation"]),
+            node("Div", ["power", "norm"], ["unit"]),
+            node("Div", ["unit", "deviation"], ["z"]),
+            node("Sub", ["z", "lse"], ["lowered"]),
+            node("Cast", ["lowered"], ["features"], to=TensorProto.FLOAT),
             node("GreaterOrEqual", ["y", "zero"], ["b"]),
             node("Cast", ["b"], ["bf"], to=TensorProto.FLOAT),
             node("Reshape", ["bf", "shape"], ["r"]),
@@ -91,10 +104,11 @@ def test_the_header_says_what_was_built(world, tiny_model, tmp_path):
     assert config.profiles[0].shapes == {"images": (one, one, four)}
 
 
-def test_a_model_of_one_image_at_a_time_has_no_profile(world, tiny_model, caplog):
-    header, _ = build(tiny_model(shape=(1, 8, 12, 3)), BuildOptions(max_batch=4))
-    assert header.max_batch == 1 and world.configs[-1].profiles == []
-    assert "one image at a time" in caplog.text
+@pytest.mark.parametrize("fixed", [1, 2, 8])
+def test_a_model_of_a_fixed_batch_has_no_profile(world, tiny_model, caplog, fixed):
+    header, _ = build(tiny_model(shape=(fixed, 8, 12, 3)), BuildOptions(max_batch=4))
+    assert header.max_batch == fixed and world.configs[-1].profiles == []
+    assert f"runs {fixed} images at a time" in caplog.text
 
 
 def test_a_float32_graph_in_fp32(world, typed_model):
@@ -113,8 +127,15 @@ def test_a_float32_graph_in_fp16(world, typed_model, caplog):
     assert {"FP16", "PREFER_PRECISION_CONSTRAINTS"} <= flags_of(world)
     assert not network.strongly
     kept = [layer for layer in network.layers if layer.precision is not None]
-    assert {k.type.name for k in kept} == {"REDUCE", "SOFTMAX"}
     assert all(k.precision.name == "FLOAT" and k.pinned[0].name == "FLOAT" for k in kept)
+    # ReduceL2 is a product, a sum and a root to the parser; each alone would overflow in float16.
+    assert {(k.type.name, k.outputs[0].name) for k in kept} == {
+        ("REDUCE", "m"), ("SOFTMAX", "s"), ("ELEMENTWISE", "power"),
+        ("ELEMENTWISE", "norm_PROD"), ("REDUCE", "norm_SUM"), ("UNARY", "norm"),
+        ("UNARY", "lse_EXP"), ("REDUCE", "lse_SUM"), ("UNARY", "lse"),
+        ("ELEMENTWISE", "square"), ("REDUCE", "mean"), ("ELEMENTWISE", "variance"),
+        ("UNARY", "deviation"),
+    }  # fmt: skip
 
 
 def test_a_float16_graph_says_itself_where(world, typed_model):

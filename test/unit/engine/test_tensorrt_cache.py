@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from hashvpr_ros.config import EngineConfig
+from hashvpr_ros.engine import tensorrt_build
 from hashvpr_ros.engine.factory import create_engine, open_engine
 from hashvpr_ros.engine.tensorrt_build import BuildOptions
 from hashvpr_ros.engine.tensorrt_cache import cached_engine, default_cache_dir
-from hashvpr_ros.engine.tensorrt_file import read_header
+from hashvpr_ros.engine.tensorrt_file import read_engine
 from hashvpr_ros.errors import EngineError
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +41,7 @@ def test_the_second_time_nothing_is_built(world, tiny_model, cache):
     first, second = (opened(tiny_model(), cache) for _ in range(2))
     assert world.count(BUILD) == 1 and first == second
     (file,) = engines(cache)
-    assert read_header(file) == first and file.name.startswith("tiny-")
+    assert read_engine(file)[0] == first and file.name.startswith("tiny-")
 
 
 def test_each_difference_is_another_engine(doubled, tiny_model, cache):
@@ -50,6 +51,7 @@ def test_each_difference_is_another_engine(doubled, tiny_model, cache):
         (plain, {}, {}),
         (plain, {}, {"precision": "fp32"}),
         (plain, {}, {"max_batch": 2}),
+        (plain, {}, {"workspace_mb": 64}),
         (plain, {"version": "10.7.0"}, {}),
         (plain, {"gpu": "Thor"}, {}),
         (plain, {"capability": (8, 6)}, {}),
@@ -60,6 +62,37 @@ def test_each_difference_is_another_engine(doubled, tiny_model, cache):
         world = doubled(**settings)
         opened(path, cache, **options)
         assert world.count(BUILD) == 1 and len(engines(cache)) == built
+
+
+def test_an_update_that_builds_otherwise_builds_again(world, tiny_model, cache, monkeypatch):
+    opened(tiny_model(), cache)
+    monkeypatch.setattr(tensorrt_build, "_VERSION", tensorrt_build._VERSION + 1)
+    opened(tiny_model(), cache)
+    assert world.count(BUILD) == len(engines(cache)) == 2
+
+
+# As TensorRT and PyCUDA say it.
+NO_MEMORY = {
+    "deserialize": "[safeDeserialize.cpp::load::269] Error Code 2: OutOfMemory",
+    "context": "[defaultAllocator.cpp::allocate::19] Error Code 1: Cuda Runtime (out of memory)",
+    "mem_alloc": "cuMemAlloc failed: out of memory",
+    "retain": "cuDevicePrimaryCtxRetain failed: out of memory",
+}
+
+
+@pytest.mark.parametrize("call", NO_MEMORY)
+def test_a_gpu_without_memory_left_makes_no_engine_stale(world, tiny_model, cache, call, caplog):
+    opened(tiny_model(), cache)
+    (file,) = engines(cache)
+    whole = file.read_bytes()
+    world.fail[call] = NO_MEMORY[call]
+    with pytest.raises(EngineError, match=r"(?i)of ?memory.*; close what fills it"):
+        provider(tiny_model(), cache, tensorrt="require")
+    assert provider(tiny_model(), cache) == "CPUExecutionProvider"
+    assert "is built again" not in caplog.text and NO_MEMORY[call] in caplog.text
+    del world.fail[call]
+    assert provider(tiny_model(), cache).startswith("TensorRT ")
+    assert world.count(BUILD) == 1 and file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "foreign", "folder"])
@@ -237,9 +270,24 @@ def test_auto_falls_back_and_says_why(world, tiny_model, cache, caplog):
         provider(tiny_model(), cache, tensorrt="require")
 
 
+def test_auto_falls_back_where_the_first_image_fails(world, tiny_model, cache, caplog):
+    world.fail["execute"] = "an illegal memory access was encountered"
+    assert provider(tiny_model(), cache) == "CPUExecutionProvider"
+    assert "ONNX Runtime instead" in caplog.text and "illegal memory" in caplog.text
+    assert world.leaks() == []  # the engine that was given up is closed
+    with pytest.raises(EngineError, match="illegal memory access"):
+        provider(tiny_model(), cache, tensorrt="require")
+
+
+def test_a_model_of_a_fixed_batch_runs_by_tensorrt(world, tiny_model, cache):
+    for fixed in (1, 4):
+        model = tiny_model(f"of{fixed}.onnx", shape=(fixed, 8, 12, 3))
+        assert provider(model, cache, tensorrt="require").startswith("TensorRT ")
+
+
 @pytest.mark.parametrize("missing", ["tensorrt", "pycuda.driver", "gpu", "old", "stubs"])
 def test_where_something_is_missing(doubled, tiny_model, cache, missing, monkeypatch, caplog):
-    world = doubled(version="8.4.0" if missing == "old" else "10.3.0")
+    world = doubled(version="8.5.3" if missing == "old" else "10.3.0")
     words = {"gpu": "no usable NVIDIA GPU", "old": "too old", "stubs": "tensorrt is not installed"}
     if missing == "gpu":
         world.gpu = None

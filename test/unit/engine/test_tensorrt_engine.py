@@ -4,6 +4,7 @@ import dataclasses
 import threading
 
 import numpy as np
+import onnx
 import pytest
 
 from hashvpr_ros.engine.factory import create_engine, default_model_path
@@ -11,6 +12,7 @@ from hashvpr_ros.engine.onnx_engine import OnnxEngine
 from hashvpr_ros.engine.tensorrt_build import BuildOptions, build
 from hashvpr_ros.engine.tensorrt_engine import TensorRtEngine
 from hashvpr_ros.engine.tensorrt_file import write_engine
+from hashvpr_ros.engine.tensorrt_gpu import GpuMemoryError
 from hashvpr_ros.errors import EngineError
 
 ALLOCATING = {"pagelocked_empty", "mem_alloc", "Stream", "create_execution_context", "Runtime"}
@@ -37,6 +39,26 @@ def test_double_describes_as_onnx_runtime_does(world, make_engine):
     short = ".".join(world.version.split(".")[:2])
     precision = "fp32" if world.major >= 11 else "fp16"
     assert engine.info.provider == f"TensorRT {short} {precision} (Orin)"
+
+
+@pytest.mark.parametrize("fixed", [1, 3])
+def test_double_of_a_fixed_batch_is_given_it_whole(world, tmp_path, make_engine, fixed):
+    """TensorRT refuses fewer images than a static batch (setInputShape); so they are padded."""
+    model = onnx.load(str(default_model_path()))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = fixed
+    path = tmp_path / "fixed.onnx"
+    onnx.save(model, path)
+    engine, plain = make_engine(path), OnnxEngine(default_model_path(), threads=1)
+    assert engine.header.max_batch == fixed and not world.configs[-1].profiles
+    engine.warm_up()
+    batch = images(7, shape=(192, 256, 3))
+    for count in (1, 2, 3, 7, 1):
+        codes, features = engine.describe(batch[:count])
+        want_codes, want_features = plain.describe(batch[:count])
+        assert codes.shape == want_codes.shape
+        np.testing.assert_allclose(features, want_features, atol=1e-5)
+        assert np.unpackbits(codes ^ want_codes, axis=1).sum(1).max() <= 1
 
 
 def test_double_answers_are_the_callers_own(world, make_engine):
@@ -129,15 +151,33 @@ def test_double_leaves_a_context_of_others_current(world, tiny_model):
     """Where torch or FAISS have a context current, it is so again after each call."""
     import pycuda.driver as cuda
 
+    world.cuda_stack().append("of torch")
     others = cuda.Device(0).retain_primary_context()
     others.push()
-    engine = TensorRtEngine(*build(tiny_model(), BuildOptions()), "x.engine")
-    assert world.stack() == [others]
+
+    def check():
+        assert world.stack() == [others] and world.cuda_stack() == ["of torch", "primary"]
+
+    header, plan = build(tiny_model(), BuildOptions())
+    check()
+    engine = TensorRtEngine(header, plan, "x.engine")
+    check()
     engine.describe(images(1))
-    assert world.stack() == [others]
+    check()
     engine.close()
-    assert world.stack() == [others] and world.retained == 1
+    check()
+    assert world.retained == 1
     others.detach()
+    world.cuda_stack().clear()
+
+
+def test_double_leaves_no_context_current(world, tiny_model):
+    """Detaching takes a primary context off PyCUDA's stack and leaves it on CUDA's."""
+    header, plan = build(tiny_model(), BuildOptions())
+    assert world.cuda_stack() == []
+    for _ in range(3):
+        TensorRtEngine(header, plan, "x.engine").close()
+    assert world.cuda_stack() == [] and world.retained == 0
 
 
 @pytest.mark.parametrize(
@@ -188,8 +228,9 @@ def test_double_that_fails_in_an_image_is_an_engine_error_and_can_go_on(
 def test_double_that_fails_to_load_frees_what_it_took(world, tiny_model, call):
     header, plan = build(tiny_model(), BuildOptions())
     world.fail[call] = "out of memory"
-    with pytest.raises(EngineError, match="out of memory") as e:
+    with pytest.raises(GpuMemoryError, match="out of memory") as e:
         TensorRtEngine(header, plan, "x.engine")
+    assert "engine build" not in str(e.value)  # which would change nothing
     assert world.leaks() == [], e  # the error is still held, what its frames held is not
     world.fail.clear()
     TensorRtEngine(header, plan, "x.engine").close()

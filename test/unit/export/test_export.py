@@ -1,6 +1,7 @@
 """Real exports of a small network: precision, metadata, batches, and what leaves no file."""
 
 import dataclasses
+import shutil
 
 import cv2
 import numpy as np
@@ -9,10 +10,14 @@ import onnxruntime
 import pytest
 import torch
 
-from hashvpr_ros.engine.factory import create_engine
+from hashvpr_ros.cli.export import command as export_command
+from hashvpr_ros.datasets.folder import image_paths, read_image
+from hashvpr_ros.engine.factory import create_engine, default_model_path
+from hashvpr_ros.engine.preprocess import resize
 from hashvpr_ros.engine.torch_engine import TorchEngine
 from hashvpr_ros.errors import CheckpointError, ConfigError, EngineError
 from hashvpr_ros.export import onnx as exporter
+from hashvpr_ros.export import precision as conversion
 from hashvpr_ros.export.folding import fold
 from hashvpr_ros.export.onnx import Metadata, export_onnx
 from hashvpr_ros.model.checkpoints import CheckpointInfo, save_network
@@ -123,13 +128,51 @@ def test_fp16(network, images, tmp_path, exported):
     assert len(halves) > 0.9 * len(products)
 
 
-def test_int8(network, images, tmp_path, exported):
-    report = export_onnx(
-        network, tmp_path / "x.onnx", SIZE, METADATA, precision="int8", images=images
+@pytest.fixture(scope="module")
+def quantised(network, images, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / "small.onnx"
+    return export_onnx(network, path, SIZE, METADATA, precision="int8", images=images)
+
+
+def test_int8(quantised, exported):
+    assert quantised.bits_equal >= 0.97
+    assert quantised.megabytes < 0.4 * exported.megabytes
+    assert create_engine(quantised.path).info.name == "small"
+
+
+def test_int8_of_the_lite_model(data, tmp_path):
+    """Its first depthwise convolutions stay in float32, without which it would be refused."""
+    path = tmp_path / "lite.onnx"
+    shutil.copy(default_model_path(), path)
+    plain = create_engine(path)
+    ref, query = (
+        [resize(read_image(i), plain.info.height, plain.info.width) for i in chosen]
+        for chosen in (image_paths(data / "corridor" / part)[::8] for part in ("ref", "query"))
     )
-    assert report.bits_equal >= 0.97
-    assert report.megabytes < 0.4 * exported.megabytes
-    assert create_engine(tmp_path / "x.onnx").info.name == "small"
+    model = conversion.to_int8(path, ref, 0)
+    onnx.save(model, tmp_path / "int8.onnx")
+    codes, features = create_engine(tmp_path / "int8.onnx").describe(np.stack(query))
+    want_codes, want_features = plain.describe(np.stack(query))
+    assert 1.0 - np.unpackbits(codes ^ want_codes).mean() >= 0.97
+    assert (features * want_features).sum(1).min() >= 0.99
+
+
+def test_int8_of_another_calibration_is_another_model(network, images, tmp_path, quantised):
+    """Descriptors of two calibrations differ, so a map of one must refuse the other."""
+    darker = [image // 2 for image in images[:12]]
+    other = export_onnx(
+        network, tmp_path / "x.onnx", SIZE, METADATA, precision="int8", images=darker
+    )
+    batch = np.stack(images[:4])
+    features = []
+    for report in (quantised, other):
+        engine = create_engine(report.path)
+        features.append(engine.describe(batch)[1])
+        assert engine.info.fingerprint == report.fingerprint
+        constants = conversion.constants(onnx.load(report.path))
+        assert fingerprint(network, *SIZE, "int8", constants) == report.fingerprint
+    assert (features[0] != features[1]).any()
+    assert quantised.fingerprint != other.fingerprint
 
 
 def test_int8_needs_images(network, images, tmp_path):
@@ -158,6 +201,13 @@ def test_an_export_that_differs_leaves_no_file(network, tmp_path, monkeypatch):
         export_onnx(network, tmp_path / "x.onnx", SIZE, METADATA)
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
     assert (tmp_path / "x.onnx").read_bytes() == b"the old one"
+
+
+@pytest.mark.parametrize("batch", ["²", "0", "257", "-1", "1.5", "", "9" * 5000])
+def test_the_command_refuses_a_batch_that_is_none(batch, tmp_path):
+    arguments = [str(tmp_path / "none.pth"), str(tmp_path / "x.onnx"), "--batch", batch]
+    with pytest.raises(ConfigError, match="--batch must be a number or dynamic, 1 to 256, not"):
+        export_command.main(arguments, standalone_mode=False)
 
 
 @pytest.mark.parametrize(
