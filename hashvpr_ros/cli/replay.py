@@ -70,7 +70,8 @@ _TRUTH_AGE_S = 0.2  # an image has a true pose where one is known within this ti
     "--truth",
     default=None,
     metavar="FILE|TOPIC",
-    help="Ground truth: a TUM trajectory, or a pose topic of the bag. Then there is a report.",
+    help="Ground truth: a TUM trajectory, or a pose topic of the bag. Places of MAP that it does "
+    "not reach are where the map says. Then there is a report.",
 )
 @click.option(
     "--radius",
@@ -313,18 +314,26 @@ def _report(
     from hashvpr_ros.map.place_map import PlaceMap
 
     path = Path(config.map.path)
-    with PlaceMap.open(path, read_only=True, create=False) as place_map:
-        in_map = [k.stamp_ns for k in place_map.keyframes(place_map.ids())]
-    slam = config.mode == "slam"
     stamps = [a.stamp_ns for a in run.answers]
+    with PlaceMap.open(path, read_only=True, create=False) as place_map:
+        keyframes = place_map.keyframes(place_map.ids())
+    # What was in the map before is where it says, where the truth does not reach.
+    played = set(stamps)
+    before = {k.stamp_ns: k.pose for k in keyframes if k.stamp_ns not in played}
+
+    def pose_at(stamp_ns: int) -> Pose | None:
+        return truth_of.pose_at(stamp_ns) or before.get(stamp_ns)
+
+    slam = config.mode == "slam"
+    in_map = [k.stamp_ns for k in keyframes]
     truth = TruthByPose(
-        truth_of.pose_at,
+        pose_at,
         [*in_map, *(stamps if slam else ())],
         config.matching.exclude_recent_s if slam else None,
         truth_of.radius_m,
         truth_of.angle_rad,
     )
-    poses = {s: truth_of.pose_at(s) for s in {*stamps, *in_map}}
+    poses = {s: pose_at(s) for s in {*stamps, *in_map}}
 
     def images(wanted: Sequence[int]) -> dict[int, Any]:
         chosen = set(wanted)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map import calibration
 from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
@@ -57,6 +58,8 @@ class PlaceMap:
         self.fingerprint = meta["fingerprint"]
         self.model_name = meta.get("model_name", "")
         self.feature_dim = int(meta["feature_dim"])
+        text = meta.get("calibration")
+        self.calibration = None if text is None else calibration.from_text(text)
         self.path = "" if store.path is None else str(store.path)
         self.read_only = store.read_only
         self._commit_period_s = commit_period_s
@@ -185,6 +188,17 @@ class PlaceMap:
                 np.array([r.stamp_ns for r in rows], np.int64),
             )
             return [r.id for r in rows]
+
+    def set_calibration(self, new: calibration.Calibration | None) -> None:
+        """Keep in the map how sure its matches are; None: as before any calibration.
+
+        Raises:
+            MapError: read-only, or it cannot be written.
+        """
+        with self._lock:
+            self._check_writable()
+            self._store.set_meta("calibration", None if new is None else calibration.to_text(new))
+            self.calibration = new
 
     def flush(self) -> int:
         """Write the open batch.

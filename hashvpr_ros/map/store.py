@@ -87,6 +87,32 @@ class Store:
             db.close()
             raise
 
+    @classmethod
+    def create(cls, temporary: Path, meta: dict[str, str], path: Path) -> Store:
+        """Make an empty map under a temporary name that nobody else uses, to be filled quickly.
+
+        It has no log and no lock, and survives no power cut: give it its name by
+        `maintenance.placed`.
+
+        Args:
+            meta: what the map records of itself; it gets a new `map_id`.
+            path: the name that it will have, for errors.
+
+        Raises:
+            sqlite3.Error: the file cannot be written.
+        """
+        db = _connect(temporary.as_uri())
+        try:
+            db.execute("PRAGMA journal_mode = MEMORY")
+            db.execute("PRAGMA synchronous = OFF")
+            _create_tables(db, meta)
+            store = cls(db, None, False)
+        except BaseException:
+            db.close()
+            raise
+        store.path = path
+        return store
+
     def start_writing(self) -> None:
         """Make a store that is not read-only ready for writing.
 
@@ -120,6 +146,18 @@ class Store:
     def meta(self) -> dict[str, str]:
         """What the map records of itself."""
         return dict(self.db.execute("SELECT key, value FROM meta"))
+
+    def set_meta(self, key: str, value: str | None) -> None:
+        """Record something of the map itself; None: no longer.
+
+        Raises:
+            MapError: it was not written.
+        """
+        with self._transaction("writing what the map records of itself"):
+            if value is None:
+                self.db.execute("DELETE FROM meta WHERE key = ?", (key,))
+            else:
+                self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def next_id(self) -> int:
         """The id that no keyframe has ever had."""
@@ -174,6 +212,20 @@ class Store:
                     self.db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
         self._session_ids = sessions
 
+    def remove(self, ids: Sequence[int]) -> None:
+        """Delete keyframes, and sessions that are empty then.
+
+        Raises:
+            MapError: nothing was deleted.
+        """
+        with self._transaction("deleting keyframes"):
+            for table in ("thumbnails", "features", "keyframes"):
+                self.db.executemany(f"DELETE FROM {table} WHERE id = ?", ((i,) for i in ids))
+            self.db.execute(
+                "DELETE FROM sessions WHERE id NOT IN (SELECT session_id FROM keyframes)"
+            )
+        self._session_ids = self.sessions()
+
     def clear(self, last_id: int) -> None:
         """Delete all keyframes and sessions; ids up to `last_id` are not used again.
 
@@ -219,6 +271,38 @@ class Store:
             f"FROM keyframes k JOIN sessions s ON s.id = session_id WHERE k.id IN ({marks})",
             ids,
         ).fetchall()
+
+    def columns(self, batch: int = 8192) -> Iterator[list[tuple]]:
+        """Batches of (id, session_id, camera, stamp_ns, 8 pose columns, code, crc), by id."""
+        cursor = self.db.execute(
+            "SELECT id, session_id, camera, stamp_ns, frame_id, px, py, pz, qx, qy, qz, qw, "
+            "code, crc FROM keyframes ORDER BY id"
+        )
+        while rows := cursor.fetchmany(batch):
+            yield rows
+
+    def rows(self, ids: Sequence[int]) -> list[tuple]:
+        """All of the ids that exist, as `rows.row_from_columns` takes it, by id."""
+        marks = ",".join("?" * len(ids))
+        return self.db.execute(
+            "SELECT k.id, s.name, camera, stamp_ns, frame_id, px, py, pz, qx, qy, qz, qw, code, "
+            "crc, feature, jpeg FROM keyframes k JOIN sessions s ON s.id = session_id "
+            "LEFT JOIN features f ON f.id = k.id LEFT JOIN thumbnails t ON t.id = k.id "
+            f"WHERE k.id IN ({marks}) ORDER BY k.id",
+            ids,
+        ).fetchall()
+
+    def thumbnail_bytes(self) -> dict[int, int]:
+        """The size of each thumbnail by the id of its keyframe."""
+        return dict(self.db.execute("SELECT id, length(jpeg) FROM thumbnails"))
+
+    def used_bytes(self) -> int:
+        """Bytes of the pages in use, without a log and without free pages."""
+        pages, free, size = (
+            self.db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
 
     def thumbnail(self, id_: int) -> bytes | None:
         """The JPEG of a keyframe, or None where none was stored."""

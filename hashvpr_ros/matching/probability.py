@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hashvpr_ros.map.calibration import Calibration
+
 # For a model without a curve of its own, conservative: 0.5 at a distinctness of 0.15, 0.9 at 0.26.
 BUILT_IN_CURVE = (20.0, -3.0)
 # The curve of a run, relative to the model's for one image.
@@ -37,11 +39,23 @@ class ProbabilityModel:
     slope: float
     intercept: float
     built_in: bool  # the model brought no curve: conservative values are used
+    calibration: Calibration | None = None  # of the map
 
     @classmethod
-    def of(cls, curve: tuple[float, float] | None) -> ProbabilityModel:
-        """The model's own curve, or the built-in one."""
-        return cls(*(curve or BUILT_IN_CURVE), built_in=curve is None)
+    def of(
+        cls, curve: tuple[float, float] | None, calibration: Calibration | None = None
+    ) -> ProbabilityModel:
+        """The model's own curve, or the built-in one; and what the map says of it."""
+        return cls(*(curve or BUILT_IN_CURVE), curve is None, calibration)
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for people."""
+        if self.calibration is not None:
+            matches = self.calibration.right + self.calibration.wrong
+            return f"calibrated on this map ({matches} matches)"
+        curve = "a conservative built-in curve" if self.built_in else "the model's curve"
+        return f"{curve}, not calibrated on this map (`hashvpr calibrate`)"
 
     def __call__(
         self, distinctness: float, support: float = 0.0, run_distinctness: float = 0.0
@@ -76,6 +90,8 @@ class ProbabilityModel:
         by_mass, by_support, by_run, intercept = BY_ODOMETRY if by_odometry else BY_IMAGES
         log_odds = by_mass * odds + by_support * support + intercept
         log_odds += by_run * self.slope * run_distinctness
+        if self.calibration is not None and not by_odometry:
+            log_odds = self.calibration.slope * log_odds + self.calibration.intercept
         return _logistic(log_odds)
 
 

@@ -39,19 +39,33 @@ class Recognizer:
         engine: its model must be the map's.
         place_map: open; writable unless the mode is `localization`.
         config: `matching`, `keyframes` and `map.thumbnail_px` are used.
+        calibrated: whether the map's own calibration, if it has one, is used.
     """
 
     def __init__(
-        self, engine: DescriptorEngine, place_map: PlaceMap, config: Config, *, mode: Mode
+        self,
+        engine: DescriptorEngine,
+        place_map: PlaceMap,
+        config: Config,
+        *,
+        mode: Mode,
+        calibrated: bool = True,
     ) -> None:
         self._engine = engine
-        self._map = place_map
         self._config = config
         self._mode = mode
+        self._calibrated = calibrated
         self._lock = threading.RLock()
-        self._probability = ProbabilityModel.of(engine.info.probability_curve)
         self._selectors: dict[str, KeyframeSelector] = {}
-        self._matcher = Matcher(place_map, config, self._probability)
+        self._use(place_map)
+
+    def _use(self, place_map: PlaceMap) -> None:
+        self._map = place_map
+        self._probability = ProbabilityModel.of(
+            self._engine.info.probability_curve,
+            place_map.calibration if self._calibrated else None,
+        )
+        self._matcher = Matcher(place_map, self._config, self._probability)
 
     @property
     def mode(self) -> Mode:
@@ -59,9 +73,9 @@ class Recognizer:
         return self._mode
 
     @property
-    def has_built_in_probability(self) -> bool:
-        """Whether the model brought no probability curve, so that a conservative one is used."""
-        return self._probability.built_in
+    def probability_source(self) -> str:
+        """Where the probabilities of matches come from, for people."""
+        return self._probability.source
 
     def set_mode(self, mode: Mode) -> None:
         """Change what is done with images, from the next one on."""
@@ -71,8 +85,7 @@ class Recognizer:
     def set_map(self, place_map: PlaceMap) -> None:
         """Use another map; the sequence and the last keyframe are forgotten."""
         with self._lock:
-            self._map = place_map
-            self._matcher = Matcher(place_map, self._config, self._probability)
+            self._use(place_map)
             self.reset_sequence()
 
     def set_config(self, config: Config) -> None:

@@ -191,7 +191,8 @@ class VprNode(LifecycleNode):
             f"configured in {time.monotonic() - started:.1f} s: engine {runtime.info.name} on "
             f"{runtime.info.provider}, map {runtime.map.path or '(in memory)'} with "
             f"{len(runtime.map)} keyframes, mode {runtime.mode.value}, images decoded by "
-            f"{conversions.decoder_name()}"
+            f"{conversions.decoder_name()}; probabilities of matches: "
+            f"{runtime.recognizer.probability_source}"
         )
         self._on_status()
 

@@ -1,0 +1,166 @@
+"""`hashvpr calibrate`: how sure matches with a map are, fitted on the user's own images."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hashvpr_ros import __version__
+from hashvpr_ros.cli.common import (
+    engine_option,
+    json_option,
+    machine,
+    open_engine,
+    progress_bar,
+    table,
+    ticker,
+    write_json,
+)
+from hashvpr_ros.cli.settings import change_of, set_option
+from hashvpr_ros.errors import ConfigError
+
+
+@click.command(name="calibrate")
+@click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
+@click.option("--bag", type=click.Path(path_type=Path), help="rosbag2 of another drive.")
+@click.option("--image-topic", help="Image or CompressedImage topic of the bag.")
+@click.option("--pose-topic", help="Poses in the frame of the map's own.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Folder in a layout of `hashvpr evaluate`, of whose references the map was made.",
+)
+@click.option(
+    "--radius",
+    "radius_m",
+    type=click.FloatRange(0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="With --bag: metres within which two images show one place.",
+)
+@click.option(
+    "--angle",
+    "angle_deg",
+    type=click.FloatRange(0, 180),
+    default=40.0,
+    show_default=True,
+    help="With --bag: degrees by which they may look apart.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be kept, and leave the map alone.")
+@click.option("--clear", is_flag=True, help="Forget the map's calibration instead.")
+@set_option("matching.target_precision=0.995")
+@engine_option
+@json_option
+def command(
+    path: Path,
+    bag: Path | None,
+    image_topic: str | None,
+    pose_topic: str | None,
+    images: Path | None,
+    radius_m: float,
+    angle_deg: float,
+    dry_run: bool,
+    clear: bool,
+    changes: tuple[str, ...],
+    engine_path: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Fit how sure matches with MAP are, and keep it in MAP.
+
+    Needs images of the map's places that the map was not made of, and to know where they were
+    taken. Wrong matches are taken from the map itself: an image is matched with the half of the
+    map in which its place is not. The node then accepts what is right with `target_precision`,
+    where odometry cannot object: in mode localization, and between sessions.
+
+    \b
+    hashvpr calibrate office.vprmap --bag evening --image-topic /camera/image --pose-topic /pose
+    hashvpr calibrate corridor.vprmap --images corridor/
+    """
+    from hashvpr_ros.config import from_flat
+    from hashvpr_ros.evaluation.calibrate import (
+        calibrate,
+        describe_queries,
+        right_by_pose,
+    )
+    from hashvpr_ros.map.place_map import PlaceMap
+
+    if clear:
+        with PlaceMap.open(path, create=False) as place_map:
+            place_map.set_calibration(None)
+        click.echo(f"{path}: its calibration is forgotten")
+        return
+    if (bag is None) == (images is None):
+        raise ConfigError("give either --bag BAG or --images FOLDER")
+    if bag is not None and (not image_topic or not pose_topic):
+        raise ConfigError("--bag needs --image-topic and --pose-topic")
+    config = from_flat({"mode": "localization", **dict(change_of(c) for c in changes)})
+    engine = open_engine(engine_path)
+    info = engine.info
+    with PlaceMap.open(
+        path, info.fingerprint, info.feature_dim, model_name=info.name, read_only=dry_run,
+        create=False,
+    ) as place_map:  # fmt: skip
+        if bag is not None:
+            from hashvpr_ros.datasets.bag import BagFrames
+
+            assert image_topic is not None and pose_topic is not None
+            frames = BagFrames(bag, image_topic, pose_topic)
+            with progress_bar(len(frames), "describing") as bar:
+                queries = describe_queries(
+                    ((f.rgb, f.stamp_ns, f.pose) for f in frames), engine, ticker(bar)
+                )
+            right = right_by_pose(queries, place_map, radius_m, math.radians(angle_deg))
+        else:
+            from hashvpr_ros.datasets.registry import open_traverses
+
+            assert images is not None
+            dataset = open_traverses(images)
+            if len(dataset.references) != len(place_map):
+                raise ConfigError(
+                    f"{path}: has {len(place_map)} keyframes, and {images} "
+                    f"{len(dataset.references)} references; make the map of them by `hashvpr map "
+                    "build MAP --images`"
+                )
+            with progress_bar(len(dataset.queries), "describing") as bar:
+                queries = describe_queries(_paths(dataset.queries), engine, ticker(bar))
+            ids = place_map.ids().tolist()
+            right = [{ids[i] for i in positives} for positives in dataset.positives()]
+        with progress_bar(3 * len(queries.stamps_ns), "matching", "match") as bar:
+            fit = calibrate(queries, right, place_map, info, config, ticker(bar))
+        if not dry_run:
+            place_map.set_calibration(fit.calibration)
+    _show(path, fit, config.matching.target_precision, dry_run)
+    write_json(json_path, dataclasses.asdict(fit) | {"machine": machine(), "version": __version__})
+
+
+def _paths(paths: list[Path]) -> Iterator[tuple[Any, int, None]]:
+    from hashvpr_ros.datasets.folder import read_image
+
+    for i, image in enumerate(paths):
+        yield read_image(image), (i + 1) * 10**9, None
+
+
+def _show(path: Path, fit: Any, target: float, dry_run: bool) -> None:
+    found = fit.calibration
+    rows: list[tuple[str, ...]] = [("", "before", "after")]
+    for label, before, after in (
+        (
+            f"accepted at {target:g}: right, wrong",
+            "{}, {}".format(*fit.accepted_before),
+            "{}, {}".format(*fit.accepted_after),
+        ),
+        ("calibration error", f"{fit.error_before:.3f}", f"{fit.error_after:.3f}"),
+        ("Brier score", f"{fit.brier_before:.3f}", f"{fit.brier_after:.3f}"),
+    ):
+        rows.append((label, before, after))
+    click.echo(table(rows))
+    click.echo(
+        f"{path}: log odds times {found.slope:.2f} plus {found.intercept:.2f}, fitted to "
+        f"{found.right} right and {found.wrong} wrong matches; "
+        + ("not kept" if dry_run else "kept in the map")
+    )
