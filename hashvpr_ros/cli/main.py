@@ -14,6 +14,7 @@ from hashvpr_ros.errors import HashVprError
 # Name -> one line of help. The module `cli/<name>.py` with its `command` is imported when used.
 COMMANDS = {
     "map": "Build, inspect and verify maps.",
+    "audit": "Which distant places of a map look alike.",
     "calibrate": "Fit how sure matches with a map are.",
     "query": "Ask which places of a map images show.",
     "evaluate": "Measure recall and latency on a folder with ground truth.",

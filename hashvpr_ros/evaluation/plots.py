@@ -11,10 +11,12 @@ import matplotlib
 import numpy as np
 
 from hashvpr_ros.evaluation.ablation import Ablation, Way
+from hashvpr_ros.evaluation.audit import Audit
 from hashvpr_ros.evaluation.evaluate import KS
 from hashvpr_ros.evaluation.metrics import precision_recall
 from hashvpr_ros.evaluation.metrics import reliability as reliability_bins
 from hashvpr_ros.evaluation.run_result import RunResult
+from hashvpr_ros.types import Keyframe
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -224,6 +226,30 @@ def _right(ablation: Ablation, way: Way) -> list[bool]:
         bool(ranked) and ranked[0] in right
         for ranked, right in zip(way.ranked, ablation.positives, strict=True)
     ]
+
+
+def alike(path: Path, found: Audit, keyframes: Sequence[Keyframe]) -> None:
+    """Pairs of stretches that look alike, written as PNG or SVG by suffix.
+
+    On the map from above where its keyframes have poses, else by keyframe id.
+    """
+    positions = {k.id: k.pose.position_m[:2] for k in keyframes if k.pose is not None}
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(7, 6))
+        if positions:
+            axes.plot(*zip(*positions.values(), strict=True), ".", ms=2, color=QUIET)
+            for pair in found.pairs:
+                a, b = positions.get(pair.first.id), positions.get(pair.second.id)
+                if a is not None and b is not None:
+                    axes.plot(*zip(a, b, strict=True), color=WRONG, lw=0.8, alpha=0.6)
+            axes.set(xlabel="x (m)", ylabel="y (m)", aspect="equal")
+        else:
+            for pair in found.pairs:
+                axes.plot(pair.first.id, pair.second.id, ".", color=WRONG)
+            axes.set(xlabel="keyframe", ylabel="looks like keyframe")
+        axes.set_title(f"{found.alike} of {found.keyframes} keyframes have a double elsewhere")
+        figure.savefig(path, bbox_inches="tight")
+        plt.close(figure)
 
 
 def bench(path: Path, search: Sequence[dict[str, Any]], engine: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""`hashvpr calibrate` on the corridor, and what is refused."""
+"""`hashvpr calibrate` on the corridor, `hashvpr audit`, and what is refused."""
 
 from cli_helpers import refused, strict_json, well
 
@@ -32,3 +32,11 @@ def test_what_is_refused(run, built, bag, few, tmp_path):
     topics = ("--image-topic", "/camera/image", "--pose-topic", "/odom")
     refused(run("calibrate", built, "--bag", bag, *topics), "no poses of a common frame")
     refused(run("calibrate", built, "--images", few(4, "w"), "--set", "matching.top=1"), "unknown")
+
+
+def test_the_audit_of_a_map(run, built, tmp_path):
+    plot, result = tmp_path / "alike.png", tmp_path / "a.json"
+    out = well(run("audit", built, "--plot", plot, "--json", result))
+    assert "0 of 4 keyframes have a double elsewhere" in out and plot.stat().st_size > 1000
+    assert strict_json(result)["pairs"] == []
+    refused(run("audit", tmp_path / "no.vprmap"), "no such map")
