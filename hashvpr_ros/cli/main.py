@@ -13,7 +13,7 @@ from hashvpr_ros.errors import HashVprError
 
 # Name -> one line of help. The module `cli/<name>.py` with its `command` is imported when used.
 COMMANDS = {
-    "map": "Build, inspect and verify maps.",
+    "map": "Build, inspect, verify, merge, prune, split and export maps.",
     "audit": "Which distant places of a map look alike.",
     "calibrate": "Fit how sure matches with a map are.",
     "query": "Ask which places of a map images show.",

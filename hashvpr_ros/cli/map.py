@@ -1,4 +1,4 @@
-"""`hashvpr map`: build, inspect and verify maps."""
+"""`hashvpr map`: build, inspect and verify maps; what makes maps of maps is in `map_edit`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hashvpr_ros.cli.common import (
     ticker,
     write_json,
 )
+from hashvpr_ros.cli.map_edit import COMMANDS
 from hashvpr_ros.errors import ConfigError, DatasetError, MapError
 
 _map_argument = click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
@@ -26,7 +27,11 @@ _map_argument = click.argument("path", metavar="MAP", type=click.Path(path_type=
 
 @click.group(name="map")
 def command() -> None:
-    """Build, inspect and verify maps."""
+    """Build, inspect, verify, merge, prune, split and export maps."""
+
+
+for _command in COMMANDS:
+    command.add_command(_command)
 
 
 @command.command()

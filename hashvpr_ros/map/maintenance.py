@@ -1,4 +1,4 @@
-"""Work on a whole map: checking all of it, and copying it atomically."""
+"""Work on a whole map: checking all of it, copying it, and placing a new file atomically."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -82,6 +83,18 @@ def copy_database(source: sqlite3.Connection, path: str | Path, *, overwrite: bo
     Raises:
         MapError: the target exists and is not to be overwritten, is open, or cannot be written.
     """
+    with placed(path, overwrite=overwrite, doing="writing the copy") as temporary:
+        return _write_copy(source, temporary)
+
+
+@contextmanager
+def placed(path: str | Path, *, overwrite: bool, doing: str = "writing") -> Iterator[Path]:
+    """The name of a temporary file to be written, which becomes `path` where the block ends well.
+
+    Raises:
+        MapError: the target exists and is not to be overwritten, is open, or cannot be written,
+            which the errors of SQLite and of the system within the block are taken for.
+    """
     path = files.resolve(path)
     found = files.status(path)
     if found is not None and (not overwrite or not stat.S_ISREG(found.st_mode)):
@@ -94,12 +107,14 @@ def copy_database(source: sqlite3.Connection, path: str | Path, *, overwrite: bo
         if old is None:
             files.refuse_orphan_log(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        count = _write_copy(source, temporary)
+        yield temporary
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
         if old is not None:
             files.fold_log(path)
         files.put(temporary, path, overwrite=old is not None)
     except SQLITE_ERRORS as e:
-        raise explain(e, path, "writing the copy") from e
+        raise explain(e, path, doing) from e
     except FileExistsError as e:
         raise MapError(f"{path}: exists by now, or its folder is a file; give another path") from e
     except OSError as e:
@@ -108,7 +123,6 @@ def copy_database(source: sqlite3.Connection, path: str | Path, *, overwrite: bo
         files.discard(temporary)
         if old is not None:
             old.close()
-    return count
 
 
 def _write_copy(source: sqlite3.Connection, temporary: Path) -> int:
@@ -119,6 +133,4 @@ def _write_copy(source: sqlite3.Connection, temporary: Path) -> int:
         (count,) = target.execute("SELECT count(*) FROM keyframes").fetchone()
     finally:
         target.close()
-    with open(temporary, "rb") as f:
-        os.fsync(f.fileno())
     return int(count)

@@ -121,6 +121,28 @@ def keyframe_from_columns(values: Sequence) -> Keyframe:
     return Keyframe(id_, session, camera, stamp_ns, pose)
 
 
+def row_from_columns(values: Sequence, feature_dim: int) -> Row:
+    """A row from id, session, camera, stamp_ns, `pose_columns`, code, crc, feature, thumbnail.
+
+    Raises:
+        ValueError: the content does not match its checksum, or values have other types.
+    """
+    *head, code, crc, feature, thumbnail = values
+    id_, session, camera, stamp_ns, *pose = head
+    if not isinstance(session, str):
+        raise ValueError(f"keyframe {id_} has a session without a name")
+    if not isinstance(feature, bytes) or len(feature) != 2 * feature_dim:
+        raise ValueError(f"the feature of keyframe {id_} is missing or of a wrong size")
+    try:
+        sound = row_crc(camera, stamp_ns, pose, code, feature, thumbnail) == crc
+    except (TypeError, AttributeError, struct.error):
+        sound = False  # damage can change the type of a value, too
+    if not sound:
+        raise ValueError(f"keyframe {id_} does not match its checksum")
+    found = keyframe_from_columns(head)
+    return Row(id_, session, camera, stamp_ns, found.pose, code, feature, thumbnail)
+
+
 # All half-precision numbers as single-precision ones: half the time that numpy's conversion takes.
 _FLOAT_OF_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 

@@ -91,8 +91,8 @@ class Store:
     def create(cls, temporary: Path, meta: dict[str, str], path: Path) -> Store:
         """Make an empty map under a temporary name that nobody else uses, to be filled quickly.
 
-        It has no log and no lock, and survives no power cut: give it its name by
-        `maintenance.placed`.
+        It has no log and no lock, and survives neither a power cut nor an error: write it within
+        `maintenance.placed`, which throws it away then.
 
         Args:
             meta: what the map records of itself; it gets a new `map_id`.
@@ -103,7 +103,8 @@ class Store:
         """
         db = _connect(temporary.as_uri())
         try:
-            db.execute("PRAGMA journal_mode = MEMORY")
+            # A VACUUM would hold the whole map in a journal in memory.
+            db.execute("PRAGMA journal_mode = OFF")
             db.execute("PRAGMA synchronous = OFF")
             _create_tables(db, meta)
             store = cls(db, None, False)

@@ -9,7 +9,9 @@ from rosbags.rosbag2 import Writer
 
 from hashvpr_ros.datasets.bag import typestore
 from hashvpr_ros.datasets.bag_writer import IMAGE_TOPIC, ODOMETRY_TOPIC
+from hashvpr_ros.map.calibration import Calibration
 from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.types import Descriptor, Pose
 
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
@@ -165,3 +167,151 @@ def test_a_damaged_map(run, built):
     assert "keyframe 2" in done.out
     built.write_bytes(whole[: len(whole) // 2])
     refused(run("map", "verify", built), built)
+
+
+# map merge, prune, split, export, reembed
+
+
+def sessions_of(path):
+    return [(s.name, s.keyframes) for s in PlaceMap.read_info(path).sessions]
+
+
+def test_merge(run, images, built, tmp_path):
+    other, out, told = tmp_path / "n.vprmap", tmp_path / "out.vprmap", tmp_path / "t.json"
+    well(run("map", "build", other, "--images", images, "--session", "second"))
+    before = built.read_bytes(), other.read_bytes()
+    done = well(run("map", "merge", built, other, out, "--json", told))
+    assert re.search(rf"{built}: 4 keyframes\n +ids 1 to 4 as they were\n", done)
+    assert re.search(rf"{other}: 4 keyframes\n +ids 1 to 4 moved up by 4\n", done)
+    assert f"{out}: 8 keyframes" in done
+    assert strict_json(told)["keyframes"] == 8
+    assert strict_json(told)["maps"][1] == {
+        "path": str(other), "map_id": PlaceMap.read_info(other).map_id, "keyframes": 4,
+        "taken_once": 0, "ids": [{"first_id": 1, "last_id": 4, "offset": 4}],
+    }  # fmt: skip
+    assert sessions_of(out) == [("first", 4), ("second", 4)]
+    assert "sound, 8" in well(run("map", "verify", out))
+    refused(run("map", "merge", built, other, out), out, "exists")
+    well(run("map", "merge", built, other, out, "--overwrite"))
+    assert "4 of them in an earlier map" in well(
+        run("map", "merge", out, other, tmp_path / "again.vprmap")
+    )
+    assert (built.read_bytes(), other.read_bytes()) == before
+
+
+def test_merge_of_what_does_not_fit(run, images, built, tiny_model, tmp_path):
+    model, other, out = tiny_model(), tmp_path / "n.vprmap", tmp_path / "out.vprmap"
+    well(run("map", "build", other, "--images", images, "--engine", model, "--session", "second"))
+    refused(run("map", "merge", built, other, out), built, other, "hashvpr_lite", "reembed")
+    refused(run("map", "merge", built, out), "two maps or more")
+    refused(run("map", "merge"), "Missing argument")
+    refused(run("map", "merge", built, tmp_path / "no", out), tmp_path / "no", "no such map")
+    well(run("map", "build", tmp_path / "same", "--images", images, "--session", "first"))
+    refused(run("map", "merge", built, tmp_path / "same", out), "'first'", "hashvpr map split")
+    assert not out.exists()
+
+
+def test_prune(run, images, built, tmp_path):
+    well(run("map", "build", built, "--images", images, "--append", "--session", "second"))
+    before, out, told = built.read_bytes(), tmp_path / "out.vprmap", tmp_path / "t.json"
+    done = well(run("map", "prune", built, out, "--within-bits", "0", "--json", told))
+    assert (
+        f"{out}: 4 of 8 keyframes, " in done and "\n  4 went for an older one of another" in done
+    )
+    assert sessions_of(out) == [("first", 4)] and "sound, 4" in well(run("map", "verify", out))
+    found = strict_json(told)
+    assert (found["before"], found["after"], found["near_other_session"]) == (8, 4, 4)
+    refused(run("map", "prune", built, out, "--keep", "6"), out, "exists")
+    for words, keyframes, told in (
+        (["--keep", "6"], 6, ""),
+        (["--keep", "2", "--within-bits", "0"], 4, "larger than asked for"),
+        (["--max-mb", "1"], 8, ""),
+        (["--max-mb", "0.001", "--within-bits", "0"], 4, "raise --within-bits"),
+    ):
+        done = well(run("map", "prune", built, out, "--overwrite", *words))
+        assert f"{keyframes} of 8 keyframes" in done and told in done
+        assert PlaceMap.read_info(out).keyframes == keyframes
+    refused(run("map", "prune", built, out, "--keep", "6", "--max-mb", "1"), "either --keep")
+    for words in (
+        ["--keep", "0"],
+        ["--max-mb", "0"],
+        ["--within-bits", "-1"],
+        ["--within-m", "x"],
+    ):
+        refused(run("map", "prune", built, out, *words), words[0])
+    assert built.read_bytes() == before
+
+
+def test_split(run, images, built, tmp_path):
+    well(run("map", "build", built, "--images", images, "--append", "--session", "second"))
+    out = tmp_path / "out.vprmap"
+    done = well(run("map", "split", built, out, "--session", "second"))
+    assert "4 of 8 keyframes" in done and "calibrated" not in done
+    with PlaceMap.open(built, session="second") as place_map:
+        place_map.set_calibration(Calibration(1.0, 0.0, 5, 5))
+    done = well(run("map", "split", built, out, "--session", "second", "--overwrite"))
+    assert "not calibrated any more: `hashvpr calibrate`" in done
+    before = built.read_bytes()
+    assert sessions_of(out) == [("second", 4)] and "sound, 4" in well(run("map", "verify", out))
+    with PlaceMap.open(built, read_only=True) as place_map:
+        second, last = (place_map.keyframes([i])[0].stamp_ns for i in (2, 4))
+    bounds = [f"{ns // 10**9}.{ns % 10**9:09d}" for ns in (second, last)]
+    done = run("map", "split", built, out, "--from-s", bounds[0], "--to-s", bounds[1],
+               "--session", "first", "--overwrite")  # fmt: skip
+    assert "2 of 8 keyframes" in well(done) and sessions_of(out) == [("first", 2)]
+    refused(run("map", "split", built, out, "--session", "no", "--overwrite"), "'no'", "'second'")
+    refused(run("map", "split", built, out), "--session NAME")
+    for text in ("soon", "nan", "1e30", "inf"):
+        refused(run("map", "split", built, out, "--from-s", text), "--from-s", text)
+    assert sessions_of(out) == [("first", 2)] and built.read_bytes() == before
+
+
+def test_export(run, built, bag, tmp_path):
+    out, posed = tmp_path / "out", tmp_path / "posed.vprmap"
+    assert "4 keyframes" in well(run("map", "export", built, out, "--format", "csv"))
+    assert len(out.read_text().splitlines()) == 5
+    refused(run("map", "export", built, out, "--format", "npz"), out, "exists")
+    well(run("map", "export", built, out, "--format", "npz", "--overwrite"))
+    with np.load(out) as found:
+        assert found["features"].shape == (4, 512) and np.isnan(found["poses"]).all()
+    refused(run("map", "export", built, tmp_path / "no", "--format", "tum"), built, "no poses")
+    refused(run("map", "export", built, out, "--format", "pcd"), "--format")
+    well(run("map", "build", posed, "--bag", bag, "--image-topic", IMAGE_TOPIC, "--pose-topic",
+             ODOMETRY_TOPIC))  # fmt: skip
+    well(run("map", "export", posed, tmp_path / "t.txt", "--format", "tum"))
+    assert len((tmp_path / "t.txt").read_text().splitlines()) == 3
+
+
+def test_reembed(run, images, built, tiny_model, tmp_path):
+    model, out, told = tiny_model(), tmp_path / "out.vprmap", tmp_path / "t.json"
+    with PlaceMap.open(built, session="bare") as place_map:
+        lite = place_map.keyframes(place_map.ids())
+        for thumbnail in (None, b"no jpeg", None):
+            place_map.add(
+                camera="c", stamp_ns=5, pose=Pose((1.0, 2.0, 3.0)), thumbnail=thumbnail,
+                descriptor=Descriptor(np.zeros(64, np.uint8), np.zeros(512, np.float32)),
+            )  # fmt: skip
+    before = built.read_bytes()
+    done = well(run("map", "reembed", built, out, "--engine", model, "--json", told))
+    assert "4 of 7 keyframes by tiny" in done and "less accurate" in done
+    assert "left out: 2 without a thumbnail" in done and "1 with a thumbnail that cannot" in done
+    assert strict_json(told) == {"keyframes": 4, "without_thumbnail": 2, "unreadable": 1}
+    assert "sound, 4" in well(run("map", "verify", out))
+    assert built.read_bytes() == before
+    with PlaceMap.open(out, read_only=True) as place_map:
+        assert place_map.feature_dim == 4 and place_map.keyframes(place_map.ids()) == lite
+        np.testing.assert_array_equal(place_map.features([1, 4]), np.full((2, 4), 0.5))
+        assert (place_map.codes() == 0x80).all() and place_map.thumbnail(1)
+    well(run("map", "build", out, "--images", images, "--append", "--engine", model))
+    # Back again: the very code of the lite model is that of the full image, but nearly.
+    well(run("map", "reembed", out, tmp_path / "back"))
+    with PlaceMap.open(tmp_path / "back") as again, PlaceMap.open(built) as first:
+        bits = np.unpackbits(again.codes()[:4] ^ first.codes()[:4], axis=1).sum(axis=1)
+        assert (bits < 128).all()
+    refused(run("map", "reembed", built, out, "--overwrite"), built, "by this model", "--engine")
+    well(run("map", "split", built, tmp_path / "bare", "--session", "bare"))
+    refused(
+        run("map", "reembed", tmp_path / "bare", tmp_path / "no", "--engine", model),
+        tmp_path / "bare", "no keyframe has a thumbnail", "2 have none, 1 are damaged",
+    )  # fmt: skip
+    assert not (tmp_path / "no").exists()
