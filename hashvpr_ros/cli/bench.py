@@ -44,7 +44,7 @@ class _Bench(click.Group):
     """`bench` alone measures search and engine; with a word, training, export or loops."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["train", "export", "loops"]
+        return ["train", "export", "loops", "temporal"]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
