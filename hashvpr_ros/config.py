@@ -147,7 +147,7 @@ class MatchingConfig:
         change=LIVE,
     )
     max_drift: float = setting(
-        0.2,
+        0.1,
         "With poses: the most by which odometry errs, as a share of the way. Keyframes of the "
         "same session that lie further off are no candidates. 0: odometry forbids nothing.",
         low=0.0,

@@ -38,7 +38,7 @@ _HEAVIEST = 16
 # Smaller steps add up before they are taken, else what they move could be too little to be held:
 # keyframes passed, and the share of an image that counts in full.
 _LEAST_ADVANCE = 0.2
-_LEAST_SHARE = 0.05
+LEAST_SHARE = 0.05
 
 SessionsOf = Callable[[NDArray[np.int64]], NDArray[np.integer]]
 
@@ -251,7 +251,7 @@ class PlaceFilter:
         if np.ndim(ids) != 1 or np.shape(ids) != np.shape(ratios):
             raise ValueError(f"{np.shape(ids)} ids with {np.shape(ratios)} ratios")
         share = self._advance / settings.view_keyframes if weight is None else weight
-        if not share >= _LEAST_SHARE:
+        if not share >= LEAST_SHARE:
             return
         share = min(1.0, share)
         self._advance = 0.0
@@ -323,7 +323,9 @@ def _passed(advance: float, spread: float) -> NDArray[np.float64]:
     return relative / relative.sum()
 
 
-def likelihood_ratios(similarities: NDArray[np.floating]) -> NDArray[np.float64]:
+def likelihood_ratios(
+    similarities: NDArray[np.floating], others: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
     """How likely an image is if it shows a candidate, over that if it shows another place.
 
     The cosine carries over from no place to the next, but how far it stands above those of the
@@ -332,13 +334,15 @@ def likelihood_ratios(similarities: NDArray[np.floating]) -> NDArray[np.float64]
 
     Args:
         similarities: of all candidates of one image, [k], in any order.
+        others: which are known to be of another place than the best, bool [k]: those are the bulk.
 
     Returns:
         float64 [k]; where there are too few to be a bulk, that of what does not stand out.
     """
     similarities = np.asarray(similarities, np.float64)
     scores = np.zeros(similarities.shape)
-    bulk = np.sort(similarities[np.isfinite(similarities)])
+    bulk = similarities if others is None else similarities[others]
+    bulk = np.sort(bulk[np.isfinite(bulk)])
     if len(bulk) >= MIN_OTHER_PLACES:
         # What stands out is above: median and lower deviation hardly know of it.
         middle = bulk[len(bulk) // 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from hashvpr_ros.config import Config
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.bayes import likelihood_ratios
 from hashvpr_ros.matching.distinct import (
+    MIN_OTHER_PLACES,
     RankedCandidates,
     SamePlaces,
     distinctness,
@@ -26,6 +28,13 @@ from hashvpr_ros.types import Candidate, Descriptor, Hypothesis, Keyframe, Pose,
 
 # Keyframes on either side of the likeliest one among which the best candidate is taken for it.
 _NEAR_KEYFRAMES = 4
+# Of a hundred candidates so many are of other places than the one that was passed most often, else
+# so many times more are looked at: on the twentieth lap the nearest hundred would all show one
+# place, and nothing would be left to compare it with.
+_OTHERS, _DEEPER = 30, 10
+_SAMPLE = 300  # keyframes to learn from how far apart they are
+_PLACE_M = 6.0  # what is nearer by odometry and closures shows the same place
+_APART_KEYFRAMES = 12  # along the map, of what is another place for sure
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class Matcher:
         self.config = config
         self._probability = probability
         self._same_places = SamePlaces()
+        self._map_spacing_m: float | None = None  # 0 where it cannot be known
         self.reset()
 
     def reset(self) -> None:
@@ -99,7 +109,7 @@ class Matcher:
             else None
         )
         track = self._track(camera)
-        track.begin(stamp_ns, descriptor.code, moved)
+        track.begin(stamp_ns, descriptor.code, moved, self._spacing_m())
         matched = self._judge(descriptor, track, matching.max_hypotheses)
         best = matched.hypotheses[0] if matched.hypotheses else None
         track.views.add(
@@ -107,10 +117,16 @@ class Matcher:
             descriptor.code,
             best.keyframe if best else None,
             best.distinctness if best else 0.0,
+            self._copies(best.keyframe, matched.candidates) if best else (),
         )
         if best is not None and matched.reason is Reason.ACCEPTED:
             self.odometer.close(pose, best.keyframe.id, best.keyframe.pose)
         return matched
+
+    def _copies(self, keyframe: Keyframe, found: Sequence[Candidate]) -> list[int]:
+        """Candidates that show the place of a keyframe on other laps of its session."""
+        ids = np.array([keyframe.id, *(c.keyframe_id for c in found)], np.int64)
+        return ids[1:][self._with_first(ids)[1:]].tolist()
 
     def match_alone(self, descriptor: Descriptor, count: int) -> Matched:
         """Judge one image by itself against the whole map; nothing is remembered.
@@ -126,6 +142,15 @@ class Matcher:
         self.odometer.mark(keyframe_id, stamp_ns, pose)
         if matched.reason is Reason.ACCEPTED:
             self._same_places.add(keyframe_id, matched.hypotheses[0].keyframe.id)
+
+    def _spacing_m(self) -> float | None:
+        """Metres between keyframes of this session, else of the map; None if unknown."""
+        own = self.odometer.spacing_m()
+        if own is not None:
+            return own
+        if self._map_spacing_m is None:
+            self._map_spacing_m = _spacing_of(self.map)
+        return self._map_spacing_m or None
 
     def _track(self, camera: str) -> Track:
         if camera not in self._tracks:
@@ -150,12 +175,7 @@ class Matcher:
     def _judge(self, descriptor: Descriptor, track: Track | None, count: int) -> Matched:
         matching = self.config.matching
         started = time.perf_counter()
-        ids, distances = self.map.search(
-            descriptor.code,
-            matching.top_k,
-            exclude_session=self._exclude_session,
-            exclude_after_ns=self._exclude_after_ns,
-        )
+        ids, distances = self._search(descriptor.code)
         searched = time.perf_counter()
         if not len(ids):
             empty = Reason.MAP_EMPTY if len(self.map) == 0 else Reason.NO_CANDIDATE
@@ -168,7 +188,7 @@ class Matcher:
         possible = self._sessions_of(ids[order]) >= 0
         if use_filter:
             assert track is not None
-            ratios = likelihood_ratios(similarities[order])
+            ratios = likelihood_ratios(similarities[order], self._others(ids[order]))
             track.update(ids[order][possible], ratios[possible])
         hypotheses = self._hypotheses(
             descriptor, ranked, np.flatnonzero(possible).tolist(), track, count
@@ -184,6 +204,42 @@ class Matcher:
             1e3 * (reranked - searched),
             1e3 * (time.perf_counter() - reranked),
         )
+
+    def _search(self, code: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Candidates by Hamming distance, not nearly all of one place that was passed often."""
+        top_k = self.config.matching.top_k
+        most = max(1, top_k - max(_OTHERS * top_k // 100, MIN_OTHER_PLACES + 4))
+        ids, distances = self._nearest(code, top_k)
+        if len(ids) == top_k and int(self._with_first(ids).sum()) > most:
+            ids, distances = self._nearest(code, _DEEPER * top_k)
+            same = self._with_first(ids)
+            chosen = np.flatnonzero(~same | (np.cumsum(same) <= most))[:top_k]
+            ids, distances = ids[chosen], distances[chosen]
+        return ids, distances
+
+    def _with_first(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which keyframes are known, by odometry, to show the place of the first, bool [n]."""
+        positions = self.odometer.positions(ids)
+        # NaN is near nothing.
+        return np.asarray(np.linalg.norm(positions - positions[0], axis=1) <= _PLACE_M)
+
+    def _nearest(
+        self, code: NDArray[np.uint8], count: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return self.map.search(
+            code,
+            count,
+            exclude_session=self._exclude_session,
+            exclude_after_ns=self._exclude_after_ns,
+        )
+
+    def _others(self, ids: NDArray[np.int32]) -> NDArray[np.bool_] | None:
+        """Which candidates, best first, are known to show another place than the best."""
+        same = self._with_first(ids)
+        if not same[0]:
+            return None
+        others = ~same & (np.abs(ids - ids[0]) > _APART_KEYFRAMES)
+        return others if int(others.sum()) >= MIN_OTHER_PLACES else None
 
     def _hypotheses(
         self,
@@ -203,10 +259,12 @@ class Matcher:
 
         if track is not None and self.config.matching.temporal in ("filter", "both"):
             ids = np.array([ranked.found[i].keyframe_id for i in possible], np.int64)
-            for place in track.places(count):
-                near = np.flatnonzero(np.abs(ids - place.keyframe_id) <= _NEAR_KEYFRAMES)
-                if len(near):
-                    rank = possible[near[0]]
+            for place in track.places(count, self.odometer.positions):
+                near = np.abs(ids - place.keyframe_id) <= _NEAR_KEYFRAMES
+                if not near.any():  # perhaps on another lap
+                    near = self._with_first(np.append(place.keyframe_id, ids))[1:]
+                if near.any():
+                    rank = possible[int(np.argmax(near))]  # the best of them
                     c, keyframe = ranked.found[rank], ranked.keyframe(rank)
                     seen = (keyframe, c.distance_bits, c.similarity, place.mass)
                 else:
@@ -270,3 +328,19 @@ class Matcher:
         if best.probability < matching.target_precision:
             return Reason.BELOW_TARGET
         return Reason.ACCEPTED
+
+
+def _spacing_of(place_map: PlaceMap) -> float:
+    """Median metres between keyframes that follow one another; 0 where they have no poses."""
+    ids = place_map.ids()
+    firsts = ids[np.linspace(0, max(len(ids) - 2, 0), min(len(ids), _SAMPLE)).astype(int)]
+    firsts = firsts[place_map.sessions_of(firsts + 1) > 0]
+    pairs = zip(place_map.keyframes(firsts), place_map.keyframes(firsts + 1), strict=True)
+    steps = [
+        math.dist(a.pose.position_m, b.pose.position_m)
+        for a, b in pairs
+        if a.pose is not None
+        and b.pose is not None
+        and (a.session, a.camera, a.pose.frame_id) == (b.session, b.camera, b.pose.frame_id)
+    ]
+    return float(np.median(steps)) if steps else 0.0

@@ -19,6 +19,8 @@ from hashvpr_ros.types import Pose
 _JUMP_M = 20.0
 # A match and the query are not taken at one point.
 _NEAR_M = 10.0
+# To tell from how far apart keyframes are.
+_LEAST_KEYFRAMES, _RECENT_KEYFRAMES = 20, 1000
 _COLUMNS = 8  # of `_real`: way, raw x y z, anchored x y z, anchored way
 
 
@@ -44,6 +46,7 @@ class Odometer:
         self._correction = np.eye(4)  # raw odometry to anchored
         self._corrections: list[NDArray[np.float64]] = []  # those that keyframes were made under
         self._closed_at_m = 0.0
+        self._has_closed = False
         self._anchored_way_m = 0.0
 
     def move(self, pose: Pose | None) -> tuple[float, float] | None:
@@ -61,6 +64,7 @@ class Odometer:
         if step_m > _JUMP_M or pose.frame_id != last.frame_id:
             self._run += 1
             self._correction = np.eye(4)
+            self._has_closed = False
             return None
         self.travelled_m += step_m
         self._anchored_way_m += step_m
@@ -97,16 +101,29 @@ class Odometer:
             allowed_ns = min(allowed_ns, int(self._whole[max(first, 0), 1]) - 1)
         return allowed_ns
 
+    @property
+    def has_poses(self) -> bool:
+        """Whether odometry comes and may forbid something."""
+        return bool(self.max_drift) and self._last is not None
+
+    def spacing_m(self) -> float | None:
+        """Metres between keyframes, of late; None where there are too few to tell."""
+        if self._count < _LEAST_KEYFRAMES or not self.travelled_m:
+            return None
+        last = self._real[max(0, self._count - _RECENT_KEYFRAMES) : self._count, 0]
+        return float(last[-1] - last[0]) / (len(last) - 1) or None
+
     def possible(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether the robot can be at keyframes: False where odometry forbids it, bool [n].
 
         What is not of this session, or has no pose, is possible.
         """
         result = np.ones(len(ids), bool)
-        if not self.max_drift or self._last is None or not self._count:
+        if not self.has_poses or not self._count:
             return result
         rows, known = self._rows(ids)
         known &= (self._whole[rows, 2] == self._run) & ~np.isnan(self._real[rows, 1])
+        assert self._last is not None
         raw = np.array([*self._last.position_m, 1.0])
         anchored = self._correction @ raw
         real = self._real[rows]
@@ -121,9 +138,22 @@ class Odometer:
             result[known] &= (off_m <= _NEAR_M + self.max_drift * way_m)[known]
         return result
 
+    def positions(self, ids: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Where keyframes are by odometry and closures, float64 [n, 3]; NaN for what is not known.
+
+        Passes of one place lie on one another, whatever odometry has drifted meanwhile. Before the
+        first closure nothing is known.
+        """
+        result = np.full((len(ids), 3), np.nan)
+        if self.has_poses and self._count and self._has_closed:
+            rows, known = self._rows(ids)
+            known &= self._whole[rows, 2] == self._run
+            result[known] = self._real[rows[known], 4:7]
+        return result
+
     def knows(self, keyframe_id: int) -> bool:
         """Whether `possible` can tell anything of a keyframe."""
-        if not self.max_drift or self._last is None or not self._count:
+        if not self.has_poses or not self._count:
             return False
         rows, known = self._rows(np.array([keyframe_id]))
         return bool(
@@ -147,7 +177,7 @@ class Odometer:
             return
         there = self._corrections[self._whole[row, 3]] @ _matrix(match)
         self._correction = there @ np.linalg.inv(_matrix(pose))
-        self._closed_at_m = self.travelled_m
+        self._closed_at_m, self._has_closed = self.travelled_m, True
         self._anchored_way_m = float(self._real[row, 7])
 
 

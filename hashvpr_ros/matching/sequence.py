@@ -10,6 +10,7 @@ match of each view is asked: the cost does not grow with the map.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,7 @@ class _View:
     code: NDArray[np.uint8]
     best: Keyframe | None  # best match of that image
     distinctness: float  # of that match
+    ids: NDArray[np.int64]  # of that match, and of the same place when it was passed before
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,20 @@ class SequenceMemory:
         if not self._views:
             return Run(0.0, distinctness)
         views = list(reversed(self._views))
-        ids = np.array(
-            [v.best.id if v.best and v.best.session == match.session else np.nan for v in views]
-        )
+        ids = np.full((len(views), max(len(v.ids) for v in views)), np.nan)
+        for row, v in zip(ids, views, strict=True):
+            if v.best is not None and v.best.session == match.session:
+                row[: len(v.ids)] = v.ids
         # The present image is a view of its own, or shows much the same as the last one.
-        behind = np.arange(len(views)) + (1.0 if self._is_new(code) else 0.5)
-        back = match.id - ids
+        behind = np.arange(len(views))[:, np.newaxis] + (1.0 if self._is_new(code) else 0.5)
+        back = match.id - ids  # [views, passes]
         slopes = back / behind
-        slopes = slopes[(np.abs(slopes) >= _ADVANCE[0]) & (np.abs(slopes) <= _ADVANCE[1])]
+        with np.errstate(invalid="ignore"):
+            slopes = slopes[(np.abs(slopes) >= _ADVANCE[0]) & (np.abs(slopes) <= _ADVANCE[1])]
         if not len(slopes):
             return Run(0.0, distinctness)
-        beside = np.abs(back - slopes[:, np.newaxis] * behind)  # [lines, views]
-        on_line = beside <= _TOLERANCE_KEYFRAMES  # False where the id is NaN
+        beside = np.abs(back - slopes[:, np.newaxis, np.newaxis] * behind)
+        on_line = (beside <= _TOLERANCE_KEYFRAMES).any(2)  # [lines, views]; False for NaN
         best = on_line[np.argmax(on_line.sum(1))]
         total = distinctness + sum(v.distinctness for v, on in zip(views, best, strict=True) if on)
         count = int(best.sum())
@@ -96,8 +100,19 @@ class SequenceMemory:
         return int(np.unpackbits(self._views[-1].code ^ code).sum()) >= NEW_VIEW_BITS
 
     def add(
-        self, stamp_ns: int, code: NDArray[np.uint8], best: Keyframe | None, distinctness: float
+        self,
+        stamp_ns: int,
+        code: NDArray[np.uint8],
+        best: Keyframe | None,
+        distinctness: float,
+        copies: Sequence[int] = (),
     ) -> None:
-        """Remember an image, if it shows something new."""
+        """Remember an image, if it shows something new.
+
+        Args:
+            best: match of the image, with its distinctness; None for none.
+            copies: keyframes of the same session known to show the same place, of other laps.
+        """
         if self._is_new(code):
-            self._views.append(_View(stamp_ns, code, best, distinctness))
+            ids = np.array([] if best is None else [best.id, *copies], np.int64)
+            self._views.append(_View(stamp_ns, code, best, distinctness, ids))

@@ -6,18 +6,23 @@ preceding views that lead to a match (`sequence`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.config import KeyframeConfig
-from hashvpr_ros.matching.bayes import FilterSettings, Motion, PlaceFilter, SessionsOf
+from hashvpr_ros.matching.bayes import LEAST_SHARE, FilterSettings, Motion, PlaceFilter, SessionsOf
 from hashvpr_ros.matching.sequence import MAX_GAP_NS, SequenceMemory
 
 # Without odometry an image is a witness of its own when its code differs by this much from that of
 # the last one that counted: views that overlap more err alike.
 _OWN_VIEW_BITS = 96
+# With odometry, one this far away, in metres and radians.
+_OWN_VIEW = 2.0, 1.4
+_PLACE_M = 6.0  # keyframes nearer than this are of one place
+_HEAVIEST = 16  # keyframes whose place's belief is added up
 # Places at least this far apart along the map are told apart.
 _APART_KEYFRAMES = 12
 
@@ -48,19 +53,27 @@ class Track:
                 spacing_rad=max(keyframes.min_angle_rad, 0.05),
             ),
         )
+        self._spacing_m = max(keyframes.min_distance_m, 0.05)
         self._last_ns: int | None = None  # of the last image
         self._counted_ns = 0  # without odometry, of the last image that counted
         self._counted_code: NDArray[np.uint8] | None = None
         self._weight: float | None = None
+        self._moved = 0.0  # since the last image that counted, as a share of an own view
 
     def begin(
-        self, stamp_ns: int, code: NDArray[np.uint8], moved: tuple[float, float] | None
+        self,
+        stamp_ns: int,
+        code: NDArray[np.uint8],
+        moved: tuple[float, float] | None,
+        spacing_m: float | None = None,
     ) -> None:
         """Move the belief with the robot; call before an image is judged.
 
         Args:
             stamp_ns, code: of the image.
             moved: metres and radians since the last image, None where there is no odometry.
+            spacing_m: between keyframes of the map, where it is known to be more than asked for:
+                fast robots and slow cameras make fewer.
         """
         self.views.begin(stamp_ns)
         last_ns, self._last_ns = self._last_ns, stamp_ns
@@ -68,8 +81,15 @@ class Track:
             self.filter.reset()
             self._counted_code = last_ns = None
         if moved is not None and last_ns is not None:
-            self.filter.predict(Motion((stamp_ns - last_ns) / 1e9, *moved))
-            self._weight = None
+            # Ids pass more slowly where keyframes are further apart; how far apart two views must
+            # be to be two witnesses is a matter of metres.
+            wider = max(1.0, (spacing_m or 0.0) / self._spacing_m)
+            metres, radians = (v / wider for v in moved)
+            self.filter.predict(Motion((stamp_ns - last_ns) / 1e9, metres, radians))
+            self._moved += max(v / own for v, own in zip(moved, _OWN_VIEW, strict=True))
+            self._weight = min(1.0, self._moved)
+            if self._weight >= LEAST_SHARE:
+                self._moved = 0.0
             return
         if self._counted_code is not None:
             if int(np.unpackbits(self._counted_code ^ code).sum()) < _OWN_VIEW_BITS:
@@ -82,21 +102,32 @@ class Track:
         """Weigh the belief by the candidates of the image; see `PlaceFilter.update`."""
         self.filter.update(ids, ratios, self._weight)
 
-    def places(self, count: int) -> list[Place]:
+    def places(
+        self, count: int, positions_of: Callable[[NDArray[np.int64]], NDArray[np.float64]]
+    ) -> list[Place]:
         """The likeliest places, best first.
 
         Args:
             count: at most.
+            positions_of: metres, [n, 3], of keyframes by ids, NaN where not known: those that are
+                near are one place, whose belief adds up over the laps of a robot.
         """
         ids = self.filter.support
-        around = self.filter.around(ids)
+        own, around = self.filter.belief(ids), self.filter.around(ids)
+        positions = positions_of(ids)
+        if not np.isnan(positions).all():
+            for i in np.argsort(-own)[:_HEAVIEST].tolist():
+                near = np.linalg.norm(positions - positions[i], axis=1) <= _PLACE_M
+                around[i] = min(1.0, max(around[i], own[near].sum()))
         found: list[Place] = []
         while len(found) < count and len(ids):
             # Of equals the one with the most belief of its own: the middle of the place.
             heaviest = np.flatnonzero(around == around.max())
-            best = int(heaviest[np.argmax(self.filter.belief(ids[heaviest]))])
+            best = int(heaviest[np.argmax(own[heaviest])])
             if around[best] <= 0.0:
                 break
             found.append(Place(int(ids[best]), float(around[best])))
-            around[np.abs(ids - ids[best]) < _APART_KEYFRAMES] = 0.0
+            gone = np.abs(ids - ids[best]) < _APART_KEYFRAMES
+            gone |= np.linalg.norm(positions - positions[best], axis=1) <= 2 * _PLACE_M
+            around[gone] = 0.0
         return found

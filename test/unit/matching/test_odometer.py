@@ -153,3 +153,14 @@ def test_what_is_too_recent(recent, newest):
 
 def test_without_keyframes_only_time_counts():
     assert Odometer(0.1).newest_allowed_ns(50 * S, 20.0, 5.0, 5) == 30 * S
+
+
+def test_how_far_apart_keyframes_are():
+    odometer = Odometer(0.1)
+    drive(odometer, straight(19))
+    assert odometer.spacing_m() is None  # too few
+    drive(odometer, [planar_pose(19.0 + 3.0 * i, 0.0, 0.0) for i in range(1200)], first_id=20)
+    assert odometer.spacing_m() == pytest.approx(3.0)  # of late
+    still = Odometer(0.1)
+    drive(still, [None] * 50)
+    assert still.spacing_m() is None and not still.has_poses

@@ -89,3 +89,16 @@ def test_what_is_older_than_the_length_is_forgotten():
         code(99), keyframe(1005), 0.1
     )
     assert run.support == 1.0
+
+
+def test_a_view_counts_where_its_place_was_passed_on_any_lap():
+    memory = SequenceMemory(10)
+    for i in range(10):
+        memory.begin(i * SECOND)
+        # The best match is on one lap or another, by turns; the copies are of both.
+        first, second = 100 + i, 400 + i
+        best, copy = (first, second) if i % 2 else (second, first)
+        memory.add(i * SECOND, code(i), keyframe(best), 0.1, [copy])
+    assert memory.run(code(99), keyframe(110), 0.1).support == 1.0
+    assert memory.run(code(99), keyframe(410), 0.1).support == 1.0
+    assert memory.run(code(99), keyframe(260), 0.1).support < 0.3
