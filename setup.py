@@ -60,7 +60,9 @@ setup(
     package_data={"hashvpr_ros": ["**/*.j2", "py.typed"]},
     install_requires=requirements("base.txt"),
     extras_require={
-        "train": [*requirements("train.txt")[:-1], "torch>=2.2"],
+        # The file pins the torch that the tests run with.
+        "train": [r for r in requirements("train.txt") if not r.startswith("torch==")]
+        + ["torch>=2.5"],
         "dev": requirements("dev.txt"),
     },
     entry_points={"console_scripts": ["hashvpr = hashvpr_ros.cli.main:main"]},

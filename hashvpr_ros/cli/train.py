@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from hashvpr_ros.cli.common import machine, write_json
 from hashvpr_ros.cli.settings import change_of, set_option
 from hashvpr_ros.errors import ConfigError
 
+HISTORY = "history.json"
 MISSING = "is not installed; pip install 'hashvpr_ros[train]' brings what training needs"
 
 
@@ -60,9 +63,22 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
             "dinov2_vit*14_pretrain.pth",
             err=True,
         )
+    if trainer.start.drops_hash:
+        click.echo(
+            "hashvpr: warning: the checkpoint's hash branch is left out, for it stands on what is "
+            f"trained now; train it again on {trainer.folder / BEST}",
+            err=True,
+        )
+    shared = _trained_and_validated(trainer)
+    if shared:
+        click.echo(
+            f"hashvpr: warning: {shared} images of the validation set are trained on as well, so "
+            "its recall says little; keep them apart by data.last_place and data.validation_first",
+            err=True,
+        )
     if trainer.epoch:
         click.echo(f"going on after epoch {trainer.epoch - 1}")
-    history = []
+    history = _history(trainer.folder / HISTORY, trainer.epoch)
     for epoch in trainer.epochs():
         recall = ", ".join(f"R@{k} {v:.1f}" for k, v in epoch.recall.items())
         mark = " *" if epoch.best else ""
@@ -70,9 +86,26 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
             f"epoch {epoch.number}: loss {epoch.loss:.4f}{', ' * bool(recall)}{recall}{mark}"
         )
         history.append({"epoch": epoch.number, "loss": epoch.loss, "recall": epoch.recall})
-        write_json(trainer.folder / "history.json", history)
+        write_json(trainer.folder / HISTORY, history)
     trainer.finish()
     click.echo(f"best: {trainer.folder / BEST}")
+
+
+def _history(path: Path, before: int) -> list[dict[str, Any]]:
+    """What an interrupted run wrote of its epochs; nothing where that is damaged."""
+    try:
+        return [e for e in json.loads(path.read_text()) if e["epoch"] < before]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+
+
+def _trained_and_validated(trainer: Any) -> int:
+    """How many images of the validation set are among those to train on."""
+    if trainer.validation is None:
+        return 0
+    resolve = functools.cache(Path.resolve)
+    trained = {resolve(p.parent) / p.name for place in trainer.places for p in place}
+    return sum(resolve(p.parent) / p.name in trained for p in trainer.validation.paths)
 
 
 def _bars() -> Callable[[int, str], Callable[[int], object]]:

@@ -25,6 +25,7 @@ from hashvpr_ros.model.network import NetworkConfig, SelaVpr
 
 _LITE_KEY = "backbone.stem.weight"
 VERSION = 1  # of what our checkpoints say beside the weights
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # are widened to float32
 # Our names -> the published ones; the first that fits.
 _PUBLISHED = (
     ("float_branch.side.adapters.", "backbone.adapters."),
@@ -49,8 +50,14 @@ def published_name(network: nn.Module, name: str) -> str:
     return name
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, remedy: str = "download or export it again"
+) -> dict[str, Any]:
     """The dictionary of a checkpoint file, on the CPU.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it is damaged.
 
     Raises:
         CheckpointError: missing, truncated, no checkpoint, or one that wants to run code.
@@ -66,7 +73,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if "weights only load failed" in str(e).lower():
             reason = "it holds more than weights, and loading it could run code"
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint ({reason}); download or export it again"
+            f"{path}: cannot be read as a checkpoint ({reason}); {remedy}"
         ) from e
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -77,14 +84,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def read_state(path: str | Path, content: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """The weights of a checkpoint by name, without a leading `module.`.
+    """The weights of a checkpoint by name, without a leading `module.`, as they are in the file.
+
+    None is looked into or copied: a file may say of a tensor that it is larger than any memory.
 
     Args:
         path: of the file.
         content: what `read_checkpoint` gave, to spare reading it again.
 
     Raises:
-        CheckpointError: see `read_checkpoint`; or what it holds are no finite weights.
+        CheckpointError: see `read_checkpoint`; or it holds something else than plain tensors.
     """
     content = read_checkpoint(path) if content is None else content
     for name in ("model_state_dict", "state_dict", "model"):
@@ -101,12 +110,13 @@ def read_state(path: str | Path, content: Mapping[str, Any] | None = None) -> di
         name = key.removeprefix("module.")
         if name in state:
             raise CheckpointError(f"{path}: holds {name} twice; give an undamaged checkpoint")
-        if value.is_floating_point():
-            value = value.float()
-            if not bool(torch.isfinite(value).all()):
-                raise CheckpointError(
-                    f"{path}: {name} holds NaN or infinity; give an undamaged checkpoint"
-                )
+        plain = value.layout is torch.strided and not (value.is_nested or value.is_quantized)
+        known = value.dtype in _FLOATS or not value.is_floating_point()
+        if not plain or not known or value.device.type != "cpu":
+            raise CheckpointError(
+                f"{path}: {name} is no dense tensor of floats or integers ({value.layout}, "
+                f"{value.dtype}, {value.device.type}); give the checkpoint of a network"
+            )
         state[name] = value
     if not state:
         raise CheckpointError(f"{path}: holds no weights; give the checkpoint of a network")
@@ -143,6 +153,32 @@ def check_fit(path: str | Path, want: Mapping[str, Tensor], state: Mapping[str, 
         raise CheckpointError(
             f"{path}: does not fit the network ({'; '.join(problems)}); give a checkpoint of it"
         )
+
+
+def fitting_weights(
+    path: str | Path, want: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights as float32, once it is known that they fit what is wanted.
+
+    Raises:
+        CheckpointError: see `check_fit`; or some are not finite, or variances negative.
+    """
+    check_fit(path, want, state)
+    weights = {}
+    for name, value in state.items():
+        if value.is_floating_point():
+            value = value.float().contiguous()
+            problem = ""
+            if not bool(torch.isfinite(value).all()):
+                problem = "NaN or infinity"
+            elif name.endswith("running_var") and bool((value < 0).any()):
+                problem = "negative variances"
+            if problem:
+                raise CheckpointError(
+                    f"{path}: {name} holds {problem}; give an undamaged checkpoint"
+                )
+        weights[name] = value
+    return weights
 
 
 def infer_config(path: str | Path, state: Mapping[str, Tensor]) -> NetworkConfig:
@@ -191,12 +227,12 @@ def load_into(
             which an optimizer may know.
 
     Raises:
-        CheckpointError: something is missing, unexpected or misshapen.
+        CheckpointError: see `fitting_weights`.
     """
     own = network.state_dict()
     names = {published_name(network, k): k for k in own}
-    check_fit(path, {theirs: own[ours] for theirs, ours in names.items()}, state)
-    network.load_state_dict({names[k]: v for k, v in state.items()}, strict=True, assign=assign)
+    weights = fitting_weights(path, {theirs: own[ours] for theirs, ours in names.items()}, state)
+    network.load_state_dict({names[k]: v for k, v in weights.items()}, strict=True, assign=assign)
 
 
 @dataclass(frozen=True)
@@ -267,10 +303,11 @@ def _read_info(path: str | Path, stored: object) -> CheckpointInfo:
                 raise ValueError(f"probability curve {slope} {intercept}")
             curve = (slope, intercept)
         return CheckpointInfo(size, str(stored["license"]), str(stored["version"]), curve)
-    except (KeyError, TypeError, ValueError) as e:
+    # Tensors in the place of numbers are RuntimeErrors.
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
         raise CheckpointError(
-            f"{path}: what it says of itself is malformed ({e}); train it again, or use the "
-            "version of hashvpr_ros that wrote it"
+            f"{path}: what it says of itself is malformed ({reason_of(e)}); train it again, or "
+            "use the version of hashvpr_ros that wrote it"
         ) from e
 
 
@@ -278,12 +315,10 @@ def load_backbone(network: SelaVpr, path: str | Path) -> None:
     """Load Meta's `dinov2_vit{s,b,l}14(_reg4)_pretrain.pth` into a network's backbone.
 
     Raises:
-        CheckpointError: see `read_state` and `check_fit`.
+        CheckpointError: see `read_state` and `fitting_weights`.
     """
-    state = read_state(path)
-    own = network.backbone.state_dict()
-    check_fit(path, own, state)
-    network.backbone.load_state_dict(state, strict=True)
+    weights = fitting_weights(path, network.backbone.state_dict(), read_state(path))
+    network.backbone.load_state_dict(weights, strict=True)
 
 
 def published_state(network: nn.Module) -> dict[str, Tensor]:

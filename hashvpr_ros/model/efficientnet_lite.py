@@ -155,6 +155,8 @@ def _fold(layer: FoldedConv, state: Mapping[str, Tensor], conv: str, norm: str) 
         state[f"{norm}.running_var"].double() + _EPSILON
     )
     bias = state[f"{norm}.bias"].double() - state[f"{norm}.running_mean"].double() * scale
+    if not bool(torch.isfinite(weight).all() and torch.isfinite(scale + bias).all()):
+        raise ValueError(f"{conv} or {norm} is not finite")
     with torch.no_grad():
         layer.weight.copy_(weight * scale[:, None, None, None])
         layer.bias.copy_(bias)

@@ -6,8 +6,10 @@ branches alone.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +40,7 @@ class StageCache:
         progress: called with the number of images done.
 
     Raises:
-        DatasetError: it cannot be written, for want of space say.
+        DatasetError: it cannot be written, for want of space say; or an image is damaged.
     """
 
     def __init__(
@@ -58,9 +60,15 @@ class StageCache:
         mark = self._mark(network, reader, views, seed)
         self.folder = folder.expanduser() / mark[:32]
         try:
-            if not (self.folder / "complete.json").is_file():
-                self._make(stages_of, reader, seed, workers, progress)
-            shapes = json.loads((self.folder / "complete.json").read_text())
+            complete = self.folder / "complete.json"
+            if not complete.is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with (self.folder / "lock").open("w") as lock:
+                    # Of two runs that want it the first makes it, and the second waits.
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    if not complete.is_file():
+                        self._make(stages_of, reader, seed, workers, progress)
+            shapes = json.loads(complete.read_text())
             total = self.count * views
             self._stages = [
                 np.memmap(self.folder / f"{i}.f16", np.float16, "r", shape=(total, *shape))
@@ -91,7 +99,6 @@ class StageCache:
         workers: int,
         progress: Callable[[int], object],
     ) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(seed)
         seeds = rng.integers(2**62, size=(self.count, self.views))
         seeds[:, 0] = PLAIN
@@ -102,13 +109,8 @@ class StageCache:
         for images in reader.batches(batches, workers):
             stages = stages_of(images)
             if not files:
-                shapes = [tuple(s.shape[1:]) for s in stages]
-                files = [
-                    np.memmap(
-                        self.folder / f"{i}.f16", np.float16, "w+", shape=(len(keys), *shape)
-                    )
-                    for i, shape in enumerate(shapes)
-                ]
+                shapes = [(len(keys), *s.shape[1:]) for s in stages]
+                files = self._reserve(shapes)
             for file, stage in zip(files, stages, strict=True):
                 file[done : done + len(images)] = stage.half().cpu().numpy()
             done += len(images)
@@ -116,8 +118,29 @@ class StageCache:
         for file in files:
             file.flush()
         temporary = self.folder / "complete.json.new"
-        temporary.write_text(json.dumps(shapes))
+        temporary.write_text(json.dumps([shape[1:] for shape in shapes]))
         os.replace(temporary, self.folder / "complete.json")
+
+    def _reserve(self, shapes: Sequence[tuple[int, ...]]) -> list[np.memmap]:
+        # A write to mapped memory for which the disk has no space ends the process.
+        sizes = [2 * math.prod(shape) for shape in shapes]
+        paths = [self.folder / f"{i}.f16" for i in range(len(shapes))]
+        try:
+            for path, size in zip(paths, sizes, strict=True):
+                with path.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as e:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise DatasetError(
+                f"{self.folder}: the cache needs {sum(sizes) / 1e9:.3g} GB, which cannot be had "
+                f"({e.strerror}); free some space, lower cache.views, or set cache.folder to "
+                "another"
+            ) from e
+        return [
+            np.memmap(path, np.float16, "r+", shape=shape)
+            for path, shape in zip(paths, shapes, strict=True)
+        ]
 
     def stages(self, keys: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Float32 [n, ...] for each stage; the seed of a key chooses among the views."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,20 @@ class DataSettings:
     validation_folder: str = setting(
         "", "Folder in the layout of VPR-Bench. Empty: no validation, and no early stop."
     )
-    validation_first: int = setting(0, "First validation query; its references count alike.")
+    validation_first: int = setting(
+        0, "First validation query; its references count alike. -150: 150 from the end."
+    )
     validation_last: int = setting(0, "The query before which to stop. 0: none.")
     height: int = setting(
-        224, "Of the images that the network sees.", unit="px", low=14, high=2048
+        224,
+        "Of the images that the network sees: multiples of 14; for lite of 96, say 192.",
+        unit="px",
+        low=14,
+        high=2048,
     )
-    width: int = setting(224, "Of the images that the network sees.", unit="px", low=14, high=2048)
+    width: int = setting(
+        224, "Alike; for lite a multiple of 128, say 256.", unit="px", low=14, high=2048
+    )
     augmentation: str = setting(
         "randaugment",
         "randaugment (3 operations), camera (another camera, light and weather), or none.",
@@ -101,7 +110,7 @@ class OptimizerSettings:
         choices=("auto", "mixed", "fp32"),
     )
     patience: int = setting(5, "Epochs without a better R@1 + R@5 before it stops.", low=1)
-    seed: int = setting(0, "Of everything random.", low=0)
+    seed: int = setting(0, "Of everything random.", low=0, high=10**15)
 
 
 @dataclass(frozen=True)
@@ -156,18 +165,38 @@ def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
         ConfigError: the file is missing or no YAML, or a setting is unknown or not allowed.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read ({e}); correct the path") from e
-    except yaml.YAMLError as e:
+    try:
+        content = yaml.safe_load(text)
+        flat = flatten(content) if isinstance(content, Mapping) else None
+    # ValueError: a date or number that is none; RecursionError: too deep, or it holds itself.
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         reason = " ".join(str(e).split())[:200]
         raise ConfigError(f"{path}: is no YAML ({reason}); correct it") from e
-    if not isinstance(content, Mapping):
+    if flat is None:
         raise ConfigError(f"{path}: holds no settings; begin with `hashvpr train --example`")
+    defaults = TrainConfig()
+    emptied = {f.name for f in fields(defaults) if is_dataclass(getattr(defaults, f.name))}
+    flat = {k: v for k, v in flat.items() if v is not None or k not in emptied}
     try:
-        return with_values(TrainConfig(), {**flatten(content), **(overrides or {})})
+        return with_values(defaults, _as_meant({**flat, **(overrides or {})}))
     except ConfigError as e:
         raise ConfigError(f"{path}: {e}") from e
+
+
+def _as_meant(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing as an empty text, and 4e-4, which YAML 1.1 takes for a text, as a number."""
+    types = {s.name: type(s.default) for s in settings(TrainConfig())}
+    meant = dict(values)
+    for name, value in values.items():
+        if value is None and types.get(name) is str:
+            meant[name] = ""
+        elif isinstance(value, str) and types.get(name) is float:
+            with suppress(ValueError):
+                meant[name] = float(value)
+    return meant
 
 
 def as_yaml() -> str:

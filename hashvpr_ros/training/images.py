@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.preprocess import resize
-from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.errors import ConfigError, HashVprError
 from hashvpr_ros.training.camera import random_camera
 from hashvpr_ros.training.places import Places
 
@@ -31,15 +31,15 @@ def augment(image: NDArray[np.uint8], kind: str, seed: int) -> NDArray[np.uint8]
     Args:
         image: uint8 [H, W, 3].
         kind: randaugment (Cubuk et al., CVPRW 2020), camera, mirror, or none.
-        seed: of the randomness; PLAIN leaves the image as it is.
+        seed: of the randomness; PLAIN leaves the image as it is, but a mirror image is one still.
 
     Returns:
         uint8 [H, W, 3].
     """
-    if seed == PLAIN or kind == "none":
-        return image
     if kind == "mirror":
         return np.ascontiguousarray(image[:, ::-1])
+    if seed == PLAIN or kind == "none":
+        return image
     if kind == "camera":
         return random_camera(image, np.random.default_rng(seed))
     try:
@@ -56,7 +56,7 @@ def augment(image: NDArray[np.uint8], kind: str, seed: int) -> NDArray[np.uint8]
     return (changed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
-class ImageReader(Dataset[Tensor]):
+class ImageReader(Dataset[Tensor | HashVprError]):
     """Images by (number, seed): read, resized by the one resize, augmented.
 
     Args:
@@ -68,20 +68,38 @@ class ImageReader(Dataset[Tensor]):
     def __init__(self, paths: Sequence[Path], height: int, width: int, kind: str) -> None:
         self.paths, self.height, self.width, self.kind = list(paths), height, width, kind
 
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+    def __getitem__(self, key: tuple[int, int]) -> Tensor | HashVprError:
         number, seed = key
-        image = resize(read_image(self.paths[number]), self.height, self.width)
-        return torch.from_numpy(augment(image, self.kind, seed).copy())
+        # Returned, for what a worker raises comes as the text of its traceback.
+        try:
+            image = resize(read_image(self.paths[number]), self.height, self.width)
+            return torch.from_numpy(augment(image, self.kind, seed).copy())
+        except HashVprError as e:
+            return e
 
     def batches(self, keys: Sequence[Sequence[tuple[int, int]]], workers: int) -> Iterator[Tensor]:
-        """uint8 [n, H, W, 3] for each list of (number, seed)."""
+        """uint8 [n, H, W, 3] for each list of (number, seed).
+
+        Raises:
+            ConfigError: the kind of augmentation needs a package that is missing.
+            DatasetError: an image is missing or damaged.
+        """
         loader: Any = DataLoader(
             self,
             batch_sampler=keys,  # type: ignore[arg-type]
             num_workers=workers,
             worker_init_fn=_one_thread,
+            collate_fn=_batch,
         )
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, HashVprError):
+                raise batch
+            yield batch
+
+
+def _batch(images: list[Tensor | HashVprError]) -> Any:
+    error = next((i for i in images if isinstance(i, HashVprError)), None)
+    return error or default_collate(images)
 
 
 def _one_thread(_: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hashvpr_ros.datasets.folder import check_folder, image_paths
 from hashvpr_ros.datasets.vpr_bench import VprBench
-from hashvpr_ros.errors import DatasetError
+from hashvpr_ros.errors import DatasetError, reason_of
 
 Places = list[list[Path]]  # of each place, its images
 
@@ -31,24 +31,33 @@ def gsv_cities(folder: Path) -> Places:
         )
     places: dict[tuple[str, str], list[Path]] = {}
     for table in tables:
-        with table.open(newline="") as file:
-            for line, row in enumerate(csv.DictReader(file), 2):
-                try:
-                    city, place = row["city_id"], f"{int(row['place_id']) % 10**5:07d}"
-                    name = (
-                        f"{city}_{place}_{int(row['year'])}_{int(row['month']):02d}_"
-                        f"{int(row['northdeg']):03d}_{float(row['lat'])}_{float(row['lon'])}_"
-                        f"{row['panoid']}.jpg"
-                    )
-                except (KeyError, ValueError, TypeError) as e:
-                    raise DatasetError(
-                        f"{table}: line {line} is malformed ({e}); download the file again"
-                    ) from e
-                if "/" in name or "/" in city:
-                    raise DatasetError(f"{table}: line {line} names another folder; correct it")
-                key = (table.stem, place)
-                places.setdefault(key, []).append(folder / "Images" / city / name)
+        for line, row in enumerate(_rows(table), 2):
+            try:
+                city, place = row["city_id"], f"{int(row['place_id']) % 10**5:07d}"
+                name = (
+                    f"{city}_{place}_{int(row['year'])}_{int(row['month']):02d}_"
+                    f"{int(row['northdeg']):03d}_{float(row['lat'])}_{float(row['lon'])}_"
+                    f"{row['panoid']}.jpg"
+                )
+            except (KeyError, ValueError, TypeError) as e:
+                raise DatasetError(
+                    f"{table}: line {line} is malformed ({e}); download the file again"
+                ) from e
+            if "/" in name or "/" in city:
+                raise DatasetError(f"{table}: line {line} names another folder; correct it")
+            key = (table.stem, place)
+            places.setdefault(key, []).append(folder / "Images" / city / name)
     return list(places.values())
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise DatasetError(
+            f"{table}: cannot be read ({reason_of(e)}); download the file again"
+        ) from e
 
 
 def folders(folder: Path) -> Places:

@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from hashvpr_ros.errors import ConfigError
-from hashvpr_ros.model.checkpoints import load_backbone, open_checkpoint
+from hashvpr_ros.model.checkpoints import CheckpointInfo, load_backbone, open_checkpoint
 from hashvpr_ros.model.efficientnet_lite import load_imagenet
 from hashvpr_ros.model.lite import LiteNetwork
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
 from hashvpr_ros.training.config import ModelSettings
 
-BRANCHES = ("float", "hash")
+
+@dataclass(frozen=True)
+class Start:
+    """What training begins with."""
+
+    network: Any  # of which only the branch in question learns
+    is_new: bool  # whether that branch is
+    info: CheckpointInfo = CheckpointInfo()  # what the checkpoint that it comes from says
+    drops_hash: bool = False  # whether the checkpoint had a hash branch that cannot stay
 
 
-def start_network(settings: ModelSettings, branch: str) -> tuple[Any, bool]:
-    """The network to begin with, of which only the branch in question learns.
+def start_network(settings: ModelSettings, branch: str) -> Start:
+    """The network to begin with.
 
     Float: a new branch beside a pretrained backbone, or the checkpoint's. Hash: beside the
     checkpoint's trained float branch, a new branch whose adapters are copies of the float's
-    (SelaVPR++, section III-D).
-
-    Returns:
-        the network, and whether the branch is new.
+    (SelaVPR++, section III-D). The lite network's hash branch stands on what of the float branch
+    is trained, so it cannot stay when that moves.
 
     Raises:
         CheckpointError: a checkpoint cannot be used.
         ConfigError: the hash branch is asked for without a checkpoint that has a float branch.
     """
-    start = _start_lite if settings.network == "lite" else _start_dinov2
-    network, is_new = start(settings, branch)
-    network.requires_grad_(False)
-    network.learning(branch).requires_grad_(True)
-    return network, is_new
+    start = (_start_lite if settings.network == "lite" else _start_dinov2)(settings, branch)
+    start.network.requires_grad_(False)
+    start.network.learning(branch).requires_grad_(True)
+    return start
 
 
-def _start_dinov2(settings: ModelSettings, branch: str) -> tuple[SelaVpr, bool]:
+def _start_dinov2(settings: ModelSettings, branch: str) -> Start:
     if settings.checkpoint:
-        network = open_checkpoint(settings.checkpoint).network
+        opened = open_checkpoint(settings.checkpoint)
+        network = opened.network
         if not isinstance(network, SelaVpr):
             raise ConfigError(
                 f"{settings.checkpoint}: is of the lite network; set model.network to lite"
@@ -49,7 +56,7 @@ def _start_dinov2(settings: ModelSettings, branch: str) -> tuple[SelaVpr, bool]:
             if branch == "hash":
                 assert network.hash_branch is not None and network.float_branch is not None
                 network.hash_branch.side.load_state_dict(network.float_branch.side.state_dict())
-        return network, is_new
+        return Start(network, is_new, opened.info)
     if branch == "hash":
         raise ConfigError(_NO_CHECKPOINT)
     network = SelaVpr(
@@ -63,23 +70,27 @@ def _start_dinov2(settings: ModelSettings, branch: str) -> tuple[SelaVpr, bool]:
     )
     if settings.backbone_weights:
         load_backbone(network, settings.backbone_weights)
-    return network, True
+    return Start(network, True)
 
 
-def _start_lite(settings: ModelSettings, branch: str) -> tuple[LiteNetwork, bool]:
+def _start_lite(settings: ModelSettings, branch: str) -> Start:
     if settings.checkpoint:
-        network = open_checkpoint(settings.checkpoint).network
+        opened = open_checkpoint(settings.checkpoint)
+        network = opened.network
         if not isinstance(network, LiteNetwork):
             raise ConfigError(f"{settings.checkpoint}: is of DINOv2; set model.network to dinov2")
         is_new = branch == "hash" and network.hash_branch is None
         if is_new:
             network.add_branch("hash")
-        return network, is_new
+        drops_hash = branch == "float" and network.hash_branch is not None
+        if drops_hash:
+            network.hash_branch = None
+        return Start(network, is_new, opened.info, drops_hash)
     if branch == "hash":
         raise ConfigError(_NO_CHECKPOINT)
     network = LiteNetwork()
     load_imagenet(network.backbone, settings.backbone_weights)
-    return network, True
+    return Start(network, True)
 
 
 _NO_CHECKPOINT = (

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hashvpr_ros.errors import CheckpointError, ConfigError
+from hashvpr_ros.errors import CheckpointError, ConfigError, reason_of
 from hashvpr_ros.model.checkpoints import (
     CheckpointInfo,
     load_into,
@@ -33,6 +34,13 @@ from hashvpr_ros.training.images import PLAIN, ImageReader, plan_epoch
 from hashvpr_ros.training.lite_start import learn_start
 from hashvpr_ros.training.losses import LOSSES, anchor_loss
 from hashvpr_ros.training.places import read_places
+from hashvpr_ros.training.progress import (
+    AGAIN,
+    checked,
+    explained,
+    load_optimizer,
+    load_scaler,
+)
 from hashvpr_ros.training.source import Source
 from hashvpr_ros.training.stages import set_train, start_network
 from hashvpr_ros.training.validation import Validation
@@ -74,7 +82,7 @@ class Trainer:
         bar: Callable[[int, str], Callable[[int], object]] = lambda *_: lambda _: None,
     ) -> None:
         self.config, self.branch, self._bar = config, branch, bar
-        self.folder = Path(config.output).expanduser()
+        self.folder = _writable(config.output)
         last = self.folder / LAST
         if last.exists() and not resume:
             raise ConfigError(
@@ -83,7 +91,8 @@ class Trainer:
             )
         data = config.data
         torch.manual_seed(config.optimizer.seed)
-        self.network, is_new = start_network(config.model, branch)
+        self.start = start_network(config.model, branch)
+        self.network = self.start.network
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.to(self.device)
         self.size = (data.height, data.width)
@@ -108,7 +117,7 @@ class Trainer:
         # What is restored replaces the start; then only an anchor asks for it.
         if (
             isinstance(self.network, LiteNetwork)
-            and is_new
+            and self.start.is_new
             and (not resuming or config.loss.anchor)
         ):
             self._learn_start()
@@ -132,7 +141,6 @@ class Trainer:
         self.epoch, self.best_recall, self.since_best = 0, -math.inf, 0
         if resuming:
             self._restore(last)
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._half is None:
@@ -283,7 +291,7 @@ class Trainer:
         return self.validation.recall(output, binary=self.branch == "hash")
 
     def _save(self, best: bool) -> None:
-        info = CheckpointInfo(size=self.size, license=self.config.model.license)
+        info = self._info()
         if best:
             save_network(self.folder / BEST, self.network, info)
         progress = {
@@ -297,34 +305,58 @@ class Trainer:
         }
         save_network(self.folder / LAST, self.network, info, progress)
 
+    def _info(self) -> CheckpointInfo:
+        """What the checkpoint that it began with says, as far as that stays true."""
+        began = self.start.info
+        # The features that the curve was fitted on.
+        same = self.branch == "hash" and began.size == self.size
+        return dataclasses.replace(
+            began,
+            size=self.size,
+            license=self.config.model.license or began.license,
+            probability_curve=began.probability_curve if same else None,
+        )
+
     def _settings(self) -> dict[str, Any]:
-        """Those on which the result depends."""
+        """Those on which the result depends: of the cache whether there is one, not where."""
         flat = flatten(dataclasses.asdict(self.config))
-        free = ("output", "optimizer.epochs", "data.workers", "cache.folder")
+        flat["cache.folder"] = bool(flat["cache.folder"])
+        free = ("output", "optimizer.epochs", "data.workers")
         return {k: v for k, v in flat.items() if k not in free}
 
     def _restore(self, last: Path) -> None:
-        content = read_checkpoint(last)
+        content = read_checkpoint(last, AGAIN)
         progress = content.get("training")
         if not isinstance(progress, dict) or progress.get("branch") != self.branch:
             raise CheckpointError(
                 f"{last}: is no run of the {self.branch} branch; set output to another folder"
             )
-        then, now = progress.get("settings", {}), self._settings()
-        changed = sorted(k for k in now if then.get(k) != now[k])
+        with explained(last):
+            then, now = dict(progress["settings"]), self._settings()
+            changed = sorted(k for k in now if then.get(k) != now[k])
         if changed:
             raise ConfigError(
                 f"{last}: began with other settings ({', '.join(changed)}); set them back, or set "
                 "output to another folder"
             )
         load_into(self.network, last, read_state(last, content))
-        try:
-            self._optimizer.load_state_dict(progress["optimizer"])
-            self._scaler.load_state_dict(progress["scaler"])
-            self.epoch = int(progress["epoch"])
-            self.best_recall = float(progress["best_recall"])
-            self.since_best = int(progress["since_best"])
-        except (KeyError, ValueError, TypeError) as e:
-            raise CheckpointError(
-                f"{last}: its training state is malformed ({e}); delete it and start again"
-            ) from e
+        with explained(last):
+            load_optimizer(self._optimizer, progress["optimizer"])
+            load_scaler(self._scaler, progress["scaler"])
+            self.epoch = checked(progress["epoch"], "epoch")
+            self.best_recall = checked(progress["best_recall"], "best_recall")
+            self.since_best = checked(progress["since_best"], "since_best")
+
+
+def _writable(output: str) -> Path:
+    """The output folder, in which a file can be made."""
+    try:
+        folder = Path(output).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+    # A home that nobody has is a RuntimeError, a null character a ValueError.
+    except (OSError, RuntimeError, ValueError) as e:
+        raise ConfigError(
+            f"{output}: cannot be written ({reason_of(e)}); set output to another folder"
+        ) from e

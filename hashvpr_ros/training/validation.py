@@ -12,6 +12,10 @@ from hashvpr_ros.datasets.vpr_bench import VprBench
 from hashvpr_ros.errors import DatasetError
 from hashvpr_ros.evaluation.metrics import recall_at
 
+# Of the squared slope: of no weight unless right and wrong lie apart, where without it no slope
+# would be steep enough.
+_INVERSE_PENALTY = 1e3
+
 
 class Validation:
     """Part of a folder in the layout of VPR-Bench: queries, and the references of the same range.
@@ -85,6 +89,6 @@ class Validation:
         x, y = np.array(distinctness)[:, None], np.array(right)
         if not np.isfinite(x).all() or y.all() or not y.any():
             return None
-        fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(x, y)
+        fitted = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000).fit(x, y)
         slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
         return (round(slope, 3), round(intercept, 3)) if slope > 0 else None

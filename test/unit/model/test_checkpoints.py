@@ -119,6 +119,40 @@ def test_integers_for_weights(published, save):
     refused(save(wrong), "of another type: linear1.bias")
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(384).to_sparse(),
+        lambda: torch.zeros(384, device="meta"),
+        lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        lambda: torch.quantize_per_tensor(torch.zeros(384), 0.1, 0, torch.quint8),
+        lambda: torch.zeros(384).to(torch.float8_e4m3fn),
+    ],
+    ids=["sparse", "meta", "nested", "quantized", "float8"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_weights(published, save, make):
+    refused(
+        save({**published, "linear1.bias": make()}),
+        "linear1.bias is no dense tensor of floats or integers",
+    )
+
+
+def test_one_number_said_to_be_more_than_any_memory_holds(published, save):
+    huge = torch.zeros(1).expand(10**13)
+    refused(save({**published, "linear1.bias": huge}), "misshapen: linear1.bias [10000000000000]")
+    repeated = {**published, "linear1.bias": torch.ones(1).expand(384)}
+    bias = open_network(save(repeated)).float_branch.head.project.bias
+    with torch.no_grad():
+        bias[0] = 0.0  # it has memory of its own for each
+    assert float(bias.sum()) == 383.0
+
+
+def test_negative_variances(published, save):
+    name = next(k for k in published if k.endswith("running_var"))
+    refused(save({**published, name: -published[name]}), f"{name} holds negative variances")
+
+
 def test_a_name_twice(published, save):
     refused(save({**published, "module.linear1.bias": torch.zeros(384)}), "linear1.bias twice")
 
@@ -209,9 +243,12 @@ def test_an_unknown_folder(network, tmp_path):
         ("size", [42]),
         ("size", [0, 42]),
         ("size", "large"),
+        ("size", [float("inf"), 5]),
+        ("size", [torch.zeros(2), 5]),
         ("probability_curve", [float("nan"), 0.0]),
         ("probability_curve", [-1.0, 0.0]),
         ("format", 99),
+        ("format", torch.zeros(2)),
     ],
 )
 def test_what_it_says_of_itself_is_checked(published, save, key, value):

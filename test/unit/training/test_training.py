@@ -1,8 +1,10 @@
 """Tiny but real runs: the loss falls, a killed run ends as one that was not, the cache agrees."""
 
+import copy
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +17,10 @@ import torch
 
 from hashvpr_ros.config import with_values
 from hashvpr_ros.errors import CheckpointError, ConfigError
-from hashvpr_ros.model.checkpoints import open_checkpoint
+from hashvpr_ros.model.checkpoints import CheckpointInfo, open_checkpoint, save_network
 from hashvpr_ros.training.config import TrainConfig
+from hashvpr_ros.training.images import plan_epoch
+from hashvpr_ros.training.stages import set_train
 from hashvpr_ros.training.trainer import Trainer
 
 SIDE = 42
@@ -195,13 +199,30 @@ def test_an_unfinished_cache_is_made_again(config, tmp_path):
     assert (mark / "complete.json").exists()
 
 
-def test_gradient_accumulation_steps_once(config):
-    config = changed(config, optimizer__accumulate=2, optimizer__epochs=1)
+def test_accumulated_gradients_are_those_of_the_mean(config, tmp_path):
+    """Twelve places by four are three batches: two are added, and one is left."""
+    still = {"optimizer__learning_rate": 0.0, "optimizer__places_per_batch": 4}
+    config = changed(config, optimizer__accumulate=2, optimizer__epochs=1, **still)
     trainer = Trainer(config, "float")
+    learning = list(trainer.network.learning("float").parameters())
     steps = []
-    trainer._optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    trainer._optimizer.register_step_pre_hook(
+        lambda *_: steps.append([p.grad.clone() for p in learning])
+    )
     list(trainer.epochs())
-    assert len(steps) == 1  # two batches
+    assert len(steps) == 2
+
+    again = Trainer(changed(config, output=str(tmp_path / "again")), "float")
+    plan = plan_epoch(again.places, 4, 2, config.optimizer.seed, 0)
+    set_train(again.network, "float")
+    batches = zip(again.source.batches([keys for keys, _ in plan]), plan, strict=True)
+    losses = [again._loss(stages, torch.tensor(labels)) for stages, (_, labels) in batches]
+    parameters = list(again.network.learning("float").parameters())
+    for got, loss in zip(steps, ((losses[0] + losses[1]) / 2, losses[2]), strict=True):
+        wanted = torch.autograd.grad(loss, parameters)
+        assert max(float(g.abs().max()) for g in wanted) > 1e-4
+        for g, w in zip(got, wanted, strict=True):
+            torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-7)
 
 
 def test_bfloat16_trains(config):
@@ -226,6 +247,94 @@ def test_misuse_is_explained(config, tmp_path):
         Trainer(changed(config, output=str(tmp_path / "s"), data__height=50), "float")
     with pytest.raises(ConfigError, match=r"data.folder is empty"):
         Trainer(changed(config, output=str(tmp_path / "d"), data__folder=""), "float")
+
+
+def test_a_cache_may_move_but_not_come_or_go(config, tmp_path):
+    cached = changed(config, optimizer__epochs=1, cache__folder=str(tmp_path / "c"))
+    list(Trainer(cached, "float").epochs())
+    moved = changed(cached, cache__folder=str(tmp_path / "d"))
+    assert Trainer(moved, "float", resume=True).epoch == 1
+    with pytest.raises(ConfigError, match=r"other settings \(cache.folder\)"):
+        Trainer(changed(cached, cache__folder=""), "float", resume=True)
+
+
+def test_the_output_folder_is_tried_before_anything_else(config):
+    missing = {"model__checkpoint": "/none/best.pth", "data__folder": "/none"}
+    for output in ("/proc/x", "/dev/null/x", "~nobody_of_this_name/x", "a\0b"):
+        with pytest.raises(ConfigError, match="set output to another folder") as e:
+            Trainer(changed(config, output=output, **missing), "float")
+        assert str(e.value).startswith(f"{output}: cannot be written (")
+
+
+def _edit(*keys, to):
+    def edit(content):
+        part = content["training"]
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = to
+
+    return edit
+
+
+MALFORMED = [
+    _edit("settings", to=5),
+    _edit("settings", "optimizer.seed", to=torch.zeros(3)),
+    _edit("optimizer", to=5),
+    _edit("optimizer", "state", to=[1]),
+    _edit("optimizer", "state", 99, to={}),
+    _edit("optimizer", "state", 0, to={}),
+    _edit("optimizer", "state", 0, "exp_avg", to=torch.zeros(3)),
+    _edit("optimizer", "state", 0, "exp_avg_sq", to=torch.zeros(3).to_sparse()),
+    _edit("optimizer", "state", 0, "step", to=torch.tensor(float("nan"))),
+    _edit("optimizer", "state", 0, "step", to="one"),
+    _edit("scaler", to=5),
+    _edit("scaler", to={"scale": "large"}),
+    _edit("epoch", to=-5),
+    _edit("epoch", to=float("inf")),
+    _edit("epoch", to=10**30),
+    _edit("since_best", to="never"),
+    _edit("best_recall", to=float("nan")),
+]
+
+
+def test_a_malformed_training_state_is_one_sentence(config):
+    list(Trainer(changed(config, optimizer__epochs=1), "float").epochs())
+    last = Path(config.output) / "last.pth"
+    good = torch.load(last, weights_only=True)
+    for edit in MALFORMED:
+        content = copy.deepcopy(good)
+        edit(content)
+        torch.save(content, last)
+        with pytest.raises(CheckpointError) as e:
+            Trainer(config, "float", resume=True)
+        said = str(e.value)
+        assert said.startswith(f"{last}: its training state is malformed ("), said
+        assert said.endswith("); delete it and start again") and "\n" not in said, said
+    torch.save(good, last)
+    last.write_bytes(last.read_bytes()[:-5000])
+    with pytest.raises(CheckpointError, match=r"cannot be read .*; delete it and start again"):
+        Trainer(config, "float", resume=True)
+
+
+def test_what_the_start_says_of_itself_is_kept_where_it_stays_true(config, tmp_path):
+    config = changed(config, optimizer__epochs=1)
+    list(Trainer(config, "float").epochs())
+    best = Path(config.output) / "best.pth"
+    opened = open_checkpoint(best)
+    about = CheckpointInfo((SIDE, SIDE), "MIT", "7", (5.0, -1.0))
+    save_network(best, opened.network, about)
+
+    def info(branch, **values):
+        values = {"output": str(tmp_path / "next"), "model__checkpoint": str(best)} | values
+        list(Trainer(changed(config, **values), branch).epochs())
+        found = open_checkpoint(tmp_path / "next" / "best.pth").info
+        shutil.rmtree(tmp_path / "next")
+        return found
+
+    assert info("hash") == about
+    larger = info("hash", data__height=56, model__license="Apache-2.0")
+    assert larger == CheckpointInfo((56, SIDE), "Apache-2.0", "7", None)
+    assert info("float") == dataclasses.replace(about, probability_curve=None)
 
 
 def test_a_loss_that_explodes_is_an_error(config):
