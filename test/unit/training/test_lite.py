@@ -213,8 +213,8 @@ def test_probabilities_where_right_and_wrong_lie_apart(data):
     places = torch.eye(5)  # as distinct as can be: 1 where it is in the map, else 0
     slope, intercept = validation.probability_curve(torch.cat([places, places]), places)
     assert intercept == pytest.approx(-slope / 2, rel=0.01)
-    # Of 1000 times the loss of 10 right and 10 wrong matches and half the slope's square the least:
-    # slope = 1000 * 10 / (1 + exp(slope / 2)).
+    # The least of 1000 times the loss of 10 right and 10 wrong matches plus half the slope's
+    # square: slope = 1000 * 10 / (1 + exp(slope / 2)).
     assert slope == pytest.approx(13.25, rel=0.05)
 
 
