@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.map.place_map import PlaceMap
-from hashvpr_ros.matching.distinct import SamePlaces, show_one_place
+from hashvpr_ros.matching.distinct import NEAR_KEYFRAMES, SamePlaces, show_one_place
 from hashvpr_ros.types import Keyframe
 
 _AHEAD_KEYFRAMES = 2  # about 1 m with the default spacing
 _CANDIDATES = 40  # nearest by code that are compared, neighbours of the place itself included
-_STRETCH = 12  # keyframes that are told as one
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def audit(place_map: PlaceMap, progress: Callable[[int], object] = lambda _: Non
             for (other, distance), s in zip(elsewhere, similarity.tolist(), strict=True):
                 if s >= threshold:
                     alike.add(id_)
-                    key = tuple(sorted((id_ // _STRETCH, other // _STRETCH)))
+                    key = tuple(sorted((id_ // NEAR_KEYFRAMES, other // NEAR_KEYFRAMES)))
                     a, b = sorted((id_, other))
                     found.setdefault((key[0], key[1]), []).append((s, distance, a, b))
         progress(1)

@@ -14,9 +14,9 @@ from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.types import Candidate, Keyframe
 
 # What is nearer than this to a keyframe shows the same place.
-_NEAR_KEYFRAMES = 12
+NEAR_KEYFRAMES = 12
 _NEAR_NS = 5_000_000_000
-_NEAR_M = 6.0
+NEAR_M = 6.0
 # A map with fewer other places than this says nothing of what looks alike.
 MIN_OTHER_PLACES = 20
 _CHUNK = 16
@@ -33,7 +33,7 @@ class SamePlaces:
 
     def add(self, query_id: int, match_id: int) -> None:
         """Remember that two keyframes show one place."""
-        a, b = query_id // _NEAR_KEYFRAMES, match_id // _NEAR_KEYFRAMES
+        a, b = query_id // NEAR_KEYFRAMES, match_id // NEAR_KEYFRAMES
         self._linked.setdefault(a, set()).add(b)
         self._linked.setdefault(b, set()).add(a)
 
@@ -41,7 +41,7 @@ class SamePlaces:
         """Whether keyframes near a and near b were matched."""
         if not self._linked:
             return False
-        a, b = a_id // _NEAR_KEYFRAMES, b_id // _NEAR_KEYFRAMES
+        a, b = a_id // NEAR_KEYFRAMES, b_id // NEAR_KEYFRAMES
         return any(
             other in self._linked.get(near, ())
             for near in (a - 1, a, a + 1)
@@ -113,10 +113,10 @@ def show_one_place(a: Keyframe, b: Keyframe, same: SamePlaces) -> bool:
     """Whether two keyframes are known to show the same place: by session, id, stamp or pose."""
     if a.session != b.session:
         return False
-    if abs(a.id - b.id) <= _NEAR_KEYFRAMES or abs(a.stamp_ns - b.stamp_ns) <= _NEAR_NS:
+    if abs(a.id - b.id) <= NEAR_KEYFRAMES or abs(a.stamp_ns - b.stamp_ns) <= _NEAR_NS:
         return True
     if same.linked(a.id, b.id):
         return True
     if a.pose is None or b.pose is None or a.pose.frame_id != b.pose.frame_id:
         return False
-    return math.dist(a.pose.position_m, b.pose.position_m) <= _NEAR_M
+    return math.dist(a.pose.position_m, b.pose.position_m) <= NEAR_M

@@ -15,6 +15,8 @@ from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.bayes import likelihood_ratios
 from hashvpr_ros.matching.distinct import (
     MIN_OTHER_PLACES,
+    NEAR_KEYFRAMES,
+    NEAR_M,
     RankedCandidates,
     SamePlaces,
     distinctness,
@@ -23,18 +25,16 @@ from hashvpr_ros.matching.distinct import (
 from hashvpr_ros.matching.odometer import Odometer
 from hashvpr_ros.matching.probability import ProbabilityModel
 from hashvpr_ros.matching.rerank import candidates, rerank
-from hashvpr_ros.matching.track import Track
+from hashvpr_ros.matching.track import Place, Track
 from hashvpr_ros.types import Candidate, Descriptor, Hypothesis, Keyframe, Pose, Reason
 
 # Keyframes on either side of the likeliest one among which the best candidate is taken for it.
-_NEAR_KEYFRAMES = 4
+_SAME_VIEW_KEYFRAMES = 4
 # Of a hundred candidates so many are of other places than the one that was passed most often, else
 # so many times more are looked at: on the twentieth lap the nearest hundred would all show one
 # place, and nothing would be left to compare it with.
 _OTHERS, _DEEPER = 30, 10
 _SAMPLE = 300  # keyframes to learn from how far apart they are
-_PLACE_M = 6.0  # what is nearer by odometry and closures shows the same place
-_APART_KEYFRAMES = 12  # along the map, of what is another place for sure
 
 
 @dataclass(frozen=True)
@@ -184,15 +184,14 @@ class Matcher:
         found = candidates(ids, distances, order, similarities)
         ranked = RankedCandidates(self.map, found)
         reranked = time.perf_counter()
-        use_filter = track is not None and matching.temporal in ("filter", "both")
         possible = self._sessions_of(ids[order]) >= 0
-        if use_filter:
-            assert track is not None
+        filtering = track if matching.temporal in ("filter", "both") else None
+        if filtering is not None:
             ratios = likelihood_ratios(similarities[order], self._others(ids[order]))
-            track.update(ids[order][possible], ratios[possible])
-        hypotheses = self._hypotheses(
-            descriptor, ranked, np.flatnonzero(possible).tolist(), track, count
-        )
+            filtering.update(ids[order][possible], ratios[possible])
+        places = [] if filtering is None else filtering.places(count, self.odometer.positions)
+        chosen = self._choose(descriptor, ranked, np.flatnonzero(possible).tolist(), places, count)
+        hypotheses = tuple(self._weigh(descriptor, ranked, track, *each) for each in chosen)
         reason = self._verdict(hypotheses)
         new = 1.0 - hypotheses[0].probability if hypotheses else 1.0
         return Matched(
@@ -221,7 +220,7 @@ class Matcher:
         """Which keyframes are known, by odometry, to show the place of the first, bool [n]."""
         positions = self.odometer.positions(ids)
         # NaN is near nothing.
-        return np.asarray(np.linalg.norm(positions - positions[0], axis=1) <= _PLACE_M)
+        return np.asarray(np.linalg.norm(positions - positions[0], axis=1) <= NEAR_M)
 
     def _nearest(
         self, code: NDArray[np.uint8], count: int
@@ -238,40 +237,43 @@ class Matcher:
         same = self._with_first(ids)
         if not same[0]:
             return None
-        others = ~same & (np.abs(ids - ids[0]) > _APART_KEYFRAMES)
+        others = ~same & (np.abs(ids - ids[0]) > NEAR_KEYFRAMES)
         return others if int(others.sum()) >= MIN_OTHER_PLACES else None
 
-    def _hypotheses(
+    def _choose(
         self,
         descriptor: Descriptor,
         ranked: RankedCandidates,
         possible: Sequence[int],
-        track: Track | None,
+        places: Sequence[Place],
         count: int,
-    ) -> tuple[Hypothesis, ...]:
-        """The likeliest places, each by one keyframe; by the filter first, then by similarity."""
-        chosen: list[tuple[Keyframe, int, float, float]] = []  # and distance, similarity, mass
+    ) -> list[tuple[Keyframe, int, float, float]]:
+        """The likeliest places, each by one keyframe; the filter's first, then by similarity.
+
+        Returns:
+            keyframe, Hamming distance, similarity, and the filter's belief in the place.
+        """
+        chosen: list[tuple[Keyframe, int, float, float]] = []
 
         def is_new(keyframe: Keyframe) -> bool:
             return not any(
                 show_one_place(keyframe, other[0], self._same_places) for other in chosen
             )
 
-        if track is not None and self.config.matching.temporal in ("filter", "both"):
-            ids = np.array([ranked.found[i].keyframe_id for i in possible], np.int64)
-            for place in track.places(count, self.odometer.positions):
-                near = np.abs(ids - place.keyframe_id) <= _NEAR_KEYFRAMES
-                if not near.any():  # perhaps on another lap
-                    near = self._with_first(np.append(place.keyframe_id, ids))[1:]
-                if near.any():
-                    rank = possible[int(np.argmax(near))]  # the best of them
-                    c, keyframe = ranked.found[rank], ranked.keyframe(rank)
-                    seen = (keyframe, c.distance_bits, c.similarity, place.mass)
-                else:
-                    (keyframe,) = self.map.keyframes([place.keyframe_id])
-                    seen = (keyframe, *self._compare(keyframe.id, descriptor), place.mass)
-                if is_new(keyframe):
-                    chosen.append(seen)
+        ids = np.array([ranked.found[i].keyframe_id for i in possible], np.int64)
+        for place in places:
+            near = np.abs(ids - place.keyframe_id) <= _SAME_VIEW_KEYFRAMES
+            if not near.any():  # perhaps on another lap
+                near = self._with_first(np.append(place.keyframe_id, ids))[1:]
+            if near.any():
+                rank = possible[int(np.argmax(near))]  # the best of them
+                c, keyframe = ranked.found[rank], ranked.keyframe(rank)
+                seen = (keyframe, c.distance_bits, c.similarity, place.mass)
+            else:
+                (keyframe,) = self.map.keyframes([place.keyframe_id])
+                seen = (keyframe, *self._compare(keyframe.id, descriptor), place.mass)
+            if is_new(keyframe):
+                chosen.append(seen)
         for rank in possible:
             if len(chosen) >= count:
                 break
@@ -279,7 +281,7 @@ class Matcher:
             if is_new(keyframe):
                 c = ranked.found[rank]
                 chosen.append((keyframe, c.distance_bits, c.similarity, 0.0))
-        return tuple(self._weigh(descriptor, ranked, track, *each) for each in chosen)
+        return chosen
 
     def _compare(self, keyframe_id: int, descriptor: Descriptor) -> tuple[int, float]:
         """Hamming distance and similarity of a keyframe that is no candidate."""

@@ -122,7 +122,7 @@ class Odometer:
         if not self.has_poses or not self._count:
             return result
         rows, known = self._rows(ids)
-        known &= (self._whole[rows, 2] == self._run) & ~np.isnan(self._real[rows, 1])
+        known &= ~np.isnan(self._real[rows, 1])
         assert self._last is not None
         raw = np.array([*self._last.position_m, 1.0])
         anchored = self._correction @ raw
@@ -147,7 +147,6 @@ class Odometer:
         result = np.full((len(ids), 3), np.nan)
         if self.has_poses and self._count and self._has_closed:
             rows, known = self._rows(ids)
-            known &= self._whole[rows, 2] == self._run
             result[known] = self._real[rows[known], 4:7]
         return result
 
@@ -156,25 +155,22 @@ class Odometer:
         if not self.has_poses or not self._count:
             return False
         rows, known = self._rows(np.array([keyframe_id]))
-        return bool(
-            known[0]
-            and self._whole[rows[0], 2] == self._run
-            and not np.isnan(self._real[rows[0], 1])
-        )
+        return bool(known[0] and not np.isnan(self._real[rows[0], 1]))
 
     def _rows(self, ids: NDArray[np.integer]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Rows of keyframes, and which of them were made since odometry was started last, [n]."""
         own = self._whole[: self._count, 0]
         rows = np.minimum(np.searchsorted(own, ids), self._count - 1)
-        return rows, own[rows] == ids
+        return rows, (own[rows] == ids) & (self._whole[rows, 2] == self._run)
 
     def close(self, pose: Pose | None, match_id: int, match: Pose | None) -> None:
         """Anchor the robot at the match of an accepted closure, where that is of this session."""
         if pose is None or match is None or not self._count:
             return
         rows, known = self._rows(np.array([match_id]))
-        row = rows[0]
-        if not known[0] or self._whole[row, 2] != self._run:
+        if not known[0]:
             return
+        row = rows[0]
         there = self._corrections[self._whole[row, 3]] @ _matrix(match)
         self._correction = there @ np.linalg.inv(_matrix(pose))
         self._closed_at_m, self._has_closed = self.travelled_m, True

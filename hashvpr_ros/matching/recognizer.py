@@ -85,8 +85,8 @@ class Recognizer:
     def set_map(self, place_map: PlaceMap) -> None:
         """Use another map; the sequence and the last keyframe are forgotten."""
         with self._lock:
-            self._use(place_map)
-            self.reset_sequence()
+            self._use(place_map)  # with a matcher that has seen nothing
+            self._selectors.clear()
 
     def set_config(self, config: Config) -> None:
         """Use other settings, from the next image on."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.config import KeyframeConfig
 from hashvpr_ros.matching.bayes import LEAST_SHARE, FilterSettings, Motion, PlaceFilter, SessionsOf
+from hashvpr_ros.matching.distinct import NEAR_KEYFRAMES, NEAR_M
 from hashvpr_ros.matching.sequence import MAX_GAP_NS, SequenceMemory
 
 # Without odometry an image is a witness of its own when its code differs by this much from that of
@@ -21,10 +22,7 @@ from hashvpr_ros.matching.sequence import MAX_GAP_NS, SequenceMemory
 _OWN_VIEW_BITS = 96
 # With odometry, one this far away, in metres and radians.
 _OWN_VIEW = 2.0, 1.4
-_PLACE_M = 6.0  # keyframes nearer than this are of one place
 _HEAVIEST = 16  # keyframes whose place's belief is added up
-# Places at least this far apart along the map are told apart.
-_APART_KEYFRAMES = 12
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,9 @@ class Track:
 
     def __init__(self, length: int, keyframes: KeyframeConfig, sessions_of: SessionsOf) -> None:
         self.views = SequenceMemory(length)
-        self.filter = PlaceFilter(
-            sessions_of,
-            FilterSettings(
-                spacing_m=max(keyframes.min_distance_m, 0.05),
-                spacing_rad=max(keyframes.min_angle_rad, 0.05),
-            ),
-        )
         self._spacing_m = max(keyframes.min_distance_m, 0.05)
+        spacing_rad = max(keyframes.min_angle_rad, 0.05)
+        self.filter = PlaceFilter(sessions_of, FilterSettings(self._spacing_m, spacing_rad))
         self._last_ns: int | None = None  # of the last image
         self._counted_ns = 0  # without odometry, of the last image that counted
         self._counted_code: NDArray[np.uint8] | None = None
@@ -117,7 +110,7 @@ class Track:
         positions = positions_of(ids)
         if not np.isnan(positions).all():
             for i in np.argsort(-own)[:_HEAVIEST].tolist():
-                near = np.linalg.norm(positions - positions[i], axis=1) <= _PLACE_M
+                near = np.linalg.norm(positions - positions[i], axis=1) <= NEAR_M
                 around[i] = min(1.0, max(around[i], own[near].sum()))
         found: list[Place] = []
         while len(found) < count and len(ids):
@@ -127,7 +120,7 @@ class Track:
             if around[best] <= 0.0:
                 break
             found.append(Place(int(ids[best]), float(around[best])))
-            gone = np.abs(ids - ids[best]) < _APART_KEYFRAMES
-            gone |= np.linalg.norm(positions - positions[best], axis=1) <= 2 * _PLACE_M
+            gone = np.abs(ids - ids[best]) < NEAR_KEYFRAMES
+            gone |= np.linalg.norm(positions - positions[best], axis=1) <= 2 * NEAR_M
             around[gone] = 0.0
         return found
