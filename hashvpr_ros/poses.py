@@ -104,3 +104,10 @@ def unit(pose: Pose) -> Pose:
         return pose
     x, y, z, w = (v / norm for v in pose.orientation)
     return Pose(pose.position_m, (x, y, z, w), pose.frame_id)
+
+
+def apart_m(a: Pose | None, b: Pose | None) -> float | None:
+    """Metres between two poses; None where one is missing or they are of different frames."""
+    if a is None or b is None or a.frame_id != b.frame_id:
+        return None
+    return math.dist(a.position_m, b.position_m)

@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.errors import ImageError
+from hashvpr_ros.types import Descriptor
 
 
 def check_rgb(image: NDArray[np.uint8]) -> None:
@@ -40,3 +42,14 @@ def resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
     shrinks = h >= height and w >= width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.ascontiguousarray(cv2.resize(image, (width, height), interpolation=method))
+
+
+def describe_image(engine: DescriptorEngine, image: NDArray[np.uint8]) -> Descriptor:
+    """The descriptor of one image of any size, RGB, uint8 [H, W, 3].
+
+    Raises:
+        ImageError: not such an image. EngineError: the engine failed.
+    """
+    batch = resize(image, engine.info.height, engine.info.width)[np.newaxis]
+    codes, features = engine.describe(batch)
+    return Descriptor(codes[0], features[0])

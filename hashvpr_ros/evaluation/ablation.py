@@ -21,10 +21,10 @@ from hashvpr_ros.config import from_flat
 from hashvpr_ros.datasets.base import Traverses
 from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.base import DescriptorEngine
-from hashvpr_ros.engine.preprocess import resize
+from hashvpr_ros.engine.preprocess import describe_image
 from hashvpr_ros.evaluation.baselines import BASELINES, evaluate_baseline
 from hashvpr_ros.evaluation.bootstrap import interval
-from hashvpr_ros.evaluation.evaluate import KS, candidates_to_rerank
+from hashvpr_ros.evaluation.evaluate import KS, candidates_to_rerank, place_of
 from hashvpr_ros.evaluation.metrics import (
     average_precision,
     brier,
@@ -35,9 +35,9 @@ from hashvpr_ros.evaluation.metrics import (
     recall_at_precision,
 )
 from hashvpr_ros.evaluation.recorded import RecordedEngine
-from hashvpr_ros.map.place_map import NewPlace, PlaceMap
-from hashvpr_ros.matching.recognizer import Recognizer, thumbnail_jpeg
-from hashvpr_ros.types import Descriptor, Mode
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.matching.recognizer import Recognizer
+from hashvpr_ros.types import Mode
 
 TOP_KS = (10, 50, 100)
 _TEMPORAL = {"sequence": "+ sequence", "filter": "+ filter", "both": "+ sequence and filter"}
@@ -57,6 +57,13 @@ class Way:
     bytes_stored: float
     accepted: list[bool] | None = None  # as loop closures, where the way decides
     is_probability: bool = False  # whether scores are
+
+    def right(self, positives: Sequence[set[int]]) -> list[bool]:
+        """Whether each query's best is one of its correct references."""
+        return [
+            bool(ranked) and ranked[0] in correct
+            for ranked, correct in zip(self.ranked, positives, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def measures(way: Way, positives: Sequence[set[int]]) -> dict[str, Any]:
     """
     first = first_hit(way.ranked, positives)
     possible = np.array([bool(p) for p in positives])
-    right = np.array([bool(r) and r[0] in p for r, p in zip(way.ranked, positives, strict=True)])
+    right = np.array(way.right(positives))
     scores = np.asarray(way.scores)
 
     def curve(rows: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -163,24 +170,23 @@ def ablate(
         DatasetError: an image cannot be read. ConfigError: the tolerance is out of range.
     """
     positives = dataset.positives(tolerance)
-    references, _ = _describe(dataset.references, engine, progress)
+    references = []
+    for i, path in enumerate(dataset.references):
+        references.append(place_of(path, i + 1, engine))
+        progress()
     queries, network_ms = _describe(dataset.queries, engine, progress)
     info = engine.info
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ablation.vprmap"
         with PlaceMap.open(path, info.fingerprint, info.feature_dim) as place_map:
-            place_map.add_many(
-                [
-                    NewPlace("camera", (i + 1) * 10**9, None, Descriptor(code, feature), jpeg)
-                    for i, (code, feature, jpeg) in enumerate(zip(*references, strict=True))
-                ]
-            )
+            place_map.add_many(references)
             place_map.flush()
             stored = path.stat().st_size / max(len(place_map), 1)
             sizes = (float(place_map.index_bytes_per_place), stored)
+            held = place_map.features(place_map.ids())
             ways = [
                 _by_code(place_map, queries[0], sizes),
-                _by_float(place_map, queries[1], sizes),
+                _by_float(held, queries[1], sizes),
             ]
             depth = candidates_to_rerank(dataset, None)
             for top_k in TOP_KS:
@@ -198,7 +204,7 @@ def ablate(
                         {"matching.temporal": temporal, "matching.top_k": depth},
                     )
                 )  # fmt: skip
-            similarity = queries[1] @ place_map.features(place_map.ids()).T
+            similarity = queries[1] @ held.T
     for key in baselines:
         done = evaluate_baseline(
             BASELINES[key](), dataset.references, dataset.queries, max(KS), progress
@@ -210,21 +216,17 @@ def ablate(
 
 def _describe(
     paths: Sequence[Path], engine: DescriptorEngine, progress: Callable[[], None]
-) -> tuple[tuple[NDArray[np.uint8], NDArray[np.float32], list[bytes | None]], list[float]]:
-    """Codes, features and thumbnails of images, and milliseconds of each."""
-    codes, features, jpegs, times = [], [], [], []
+) -> tuple[tuple[NDArray[np.uint8], NDArray[np.float32]], list[float]]:
+    """Codes and features of images, and milliseconds of each."""
+    descriptors, times = [], []
     for path in paths:
         image = read_image(path)
         started = time.perf_counter()
-        code, feature = engine.describe(
-            resize(image, engine.info.height, engine.info.width)[np.newaxis]
-        )
+        descriptors.append(describe_image(engine, image))
         times.append(1e3 * (time.perf_counter() - started))
-        codes.append(code[0])
-        features.append(feature[0])
-        jpegs.append(thumbnail_jpeg(image, 160))
         progress()
-    return (np.array(codes), np.array(features), jpegs), times
+    codes = np.array([d.code for d in descriptors])
+    return (codes, np.array([d.feature for d in descriptors])), times
 
 
 def _timed(
@@ -252,10 +254,8 @@ def _by_code(place_map: PlaceMap, codes: NDArray[np.uint8], sizes: tuple[float, 
 
 
 def _by_float(
-    place_map: PlaceMap, features: NDArray[np.float32], sizes: tuple[float, float]
+    held: NDArray[np.float32], features: NDArray[np.float32], sizes: tuple[float, float]
 ) -> Way:
-    held = place_map.features(place_map.ids())
-
     def find(i: int) -> tuple[NDArray[np.integer], float]:
         similarity = held @ features[i]
         order = np.argsort(-similarity, kind="stable")[: max(KS)]
@@ -268,14 +268,15 @@ def _by_float(
 def _by_recognizer(
     place_map: PlaceMap,
     engine: DescriptorEngine,
-    queries: tuple[NDArray[np.uint8], NDArray[np.float32], list[bytes | None]],
+    queries: tuple[NDArray[np.uint8], NDArray[np.float32]],
     sizes: tuple[float, float],
     key: str,
     label: str,
     settings: dict[str, Any],
 ) -> Way:
     """The very recognizer of the node, in mode localization."""
-    recorded = RecordedEngine(engine.info, queries[0], queries[1])
+    temporal = settings["matching.temporal"] != "none"
+    recorded = RecordedEngine(engine.info, *queries)
     recognizer = Recognizer(recorded, place_map, from_flat(settings), mode=Mode.LOCALIZATION)
     ranked, scores, times, accepted = [], [], [], []
     for i in range(len(queries[0])):
@@ -285,7 +286,6 @@ def _by_recognizer(
         # What is likeliest comes first, then the candidates in the order of their similarity.
         ranked.append(list(dict.fromkeys([*first[:1], *rest]))[: max(KS)])
         best = decision.hypotheses[0] if decision.hypotheses else None
-        temporal = settings["matching.temporal"] != "none"
         scores.append(0.0 if best is None else best.probability if temporal else best.similarity)
         times.append(
             decision.times.search_ms + decision.times.rerank_ms + decision.times.temporal_ms

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.distinct import NEAR_KEYFRAMES, SamePlaces, show_one_place
+from hashvpr_ros.poses import apart_m
 from hashvpr_ros.types import Keyframe
 
 _AHEAD_KEYFRAMES = 2  # about 1 m with the default spacing
+_OTHER_SESSION_M = 20.0  # poses of two sessions may be apart by their drift
 _CANDIDATES = 40  # nearest by code that are compared, neighbours of the place itself included
 
 
@@ -82,7 +84,9 @@ def audit(place_map: PlaceMap, progress: Callable[[int], object] = lambda _: Non
         s, distance, a, b = max(group)
         first, second = keyframes[a], keyframes[b]
         count = len({(x[2], x[3]) for x in group})
-        pairs.append(AlikePair(first, second, distance, s, count, _apart_m(first, second)))
+        pairs.append(
+            AlikePair(first, second, distance, s, count, apart_m(first.pose, second.pose))
+        )
     pairs.sort(key=lambda p: -p.similarity)
     return Audit(len(ids), threshold, len(alike), pairs)
 
@@ -102,11 +106,5 @@ def _threshold(place_map: PlaceMap, ids: NDArray[np.int32]) -> float:
 def _is_elsewhere(a: Keyframe, b: Keyframe, nothing: SamePlaces) -> bool:
     if a.session == b.session:
         return not show_one_place(a, b, nothing)
-    apart_m = _apart_m(a, b)
-    return apart_m is not None and apart_m > 20.0
-
-
-def _apart_m(a: Keyframe, b: Keyframe) -> float | None:
-    if a.pose is None or b.pose is None or a.pose.frame_id != b.pose.frame_id:
-        return None
-    return float(np.linalg.norm(np.subtract(a.pose.position_m, b.pose.position_m)))
+    metres = apart_m(a.pose, b.pose)
+    return metres is not None and metres > _OTHER_SESSION_M

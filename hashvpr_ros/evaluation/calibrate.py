@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.config import Config
 from hashvpr_ros.engine.base import DescriptorEngine, EngineInfo
-from hashvpr_ros.engine.preprocess import resize
+from hashvpr_ros.engine.preprocess import describe_image
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.evaluation.ground_truth import near_poses
 from hashvpr_ros.evaluation.metrics import brier, expected_calibration_error
 from hashvpr_ros.evaluation.recorded import RecordedEngine
 from hashvpr_ros.map.calibration import Calibration
-from hashvpr_ros.map.place_map import NewPlace, PlaceMap
+from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.types import Descriptor, Mode, Pose
 
@@ -62,11 +63,9 @@ def describe_queries(
     """Describe images: pixels, stamp in ns, pose."""
     codes, features, stamps, poses = [], [], [], []
     for rgb, stamp_ns, pose in frames:
-        code, feature = engine.describe(
-            resize(rgb, engine.info.height, engine.info.width)[np.newaxis]
-        )
-        codes.append(code[0])
-        features.append(feature[0])
+        descriptor = describe_image(engine, rgb)
+        codes.append(descriptor.code)
+        features.append(descriptor.feature)
         stamps.append(stamp_ns)
         poses.append(pose)
         progress()
@@ -104,9 +103,7 @@ def right_by_pose(
         if pose is None or pose.frame_id not in common:
             found.append(set())
             continue
-        near = np.linalg.norm(positions - np.array(pose.position_m), axis=1) <= radius_m
-        cosine = np.minimum(1.0, np.abs(turns @ np.array(pose.orientation)))
-        near &= 2 * np.arccos(cosine) <= angle_rad
+        near = near_poses(pose, positions, turns, radius_m, angle_rad)
         found.append(set(ids[near].tolist()))
     return found
 
@@ -133,15 +130,17 @@ def calibrate(
     """
     ids = place_map.ids()
     middle = int(ids[len(ids) // 2]) if len(ids) else 0
-    odds, labels = _matches(queries, place_map, info, config, progress)
+    odds, matched = _matches(queries, place_map, info, config, progress)
     known = np.array([bool(r) for r in right])
-    correct = np.array([match in r for match, r in zip(labels.tolist(), right, strict=True)], bool)
-    taken = known & (labels > 0)
+    correct = np.array(
+        [match in r for match, r in zip(matched.tolist(), right, strict=True)], bool
+    )
+    taken = known & (matched > 0)
     scores, targets = [odds[taken]], [correct[taken]]
     for first, last in ((0, middle - 1), (middle, int(ids[-1]) if len(ids) else 0)):
         part = ids[(ids >= first) & (ids <= last)]
         with _copy_of(place_map, part) as half:
-            odds, labels = _matches(queries, half, info, config, progress)
+            odds, matched = _matches(queries, half, info, config, progress)
         # Whose place is in the other half, and not just beyond the border.
         elsewhere = np.array(
             [
@@ -151,7 +150,7 @@ def calibrate(
             ],
             bool,
         )
-        taken = elsewhere & (labels > 0)
+        taken = elsewhere & (matched > 0)
         scores.append(odds[taken])
         targets.append(np.zeros(int(taken.sum()), bool))
     return _fit(np.concatenate(scores), np.concatenate(targets), config.matching.target_precision)
@@ -193,16 +192,11 @@ def _copy_of(place_map: PlaceMap, ids: NDArray[np.int32]) -> PlaceMap:
             if keyframe.session != session:
                 session = keyframe.session
                 copy.start_session(session)
-            copy.add_many(
-                [
-                    NewPlace(
-                        keyframe.camera,
-                        keyframe.stamp_ns,
-                        keyframe.pose,
-                        Descriptor(code, feature),
-                        None,
-                    )
-                ]
+            copy.add(
+                camera=keyframe.camera,
+                stamp_ns=keyframe.stamp_ns,
+                pose=keyframe.pose,
+                descriptor=Descriptor(code, feature),
             )
     return copy
 

@@ -15,13 +15,12 @@ from hashvpr_ros.config import Config
 from hashvpr_ros.datasets.base import Traverses
 from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.base import DescriptorEngine
-from hashvpr_ros.engine.preprocess import resize
+from hashvpr_ros.engine.preprocess import describe_image, resize
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.evaluation.metrics import median_p95, recall_at
 from hashvpr_ros.map.place_map import NewPlace, PlaceMap
 from hashvpr_ros.matching.recognizer import thumbnail_jpeg
 from hashvpr_ros.matching.rerank import rerank
-from hashvpr_ros.types import Descriptor
 
 # Re-ranking 100 of 111 references would be float search under another name.
 SMALL_MAP, SMALL_TOP_K = 1000, 20
@@ -91,7 +90,7 @@ def evaluate(
         path = Path(folder) / "evaluation.vprmap"
         with PlaceMap.open(path, info.fingerprint, info.feature_dim) as place_map:
             for i, reference in enumerate(dataset.references):
-                place_map.add_many([_place(reference, i, engine)])
+                place_map.add_many([place_of(reference, i, engine)])
                 progress()
             place_map.flush()
             ids = place_map.ids()
@@ -117,13 +116,15 @@ def candidates_to_rerank(dataset: Traverses, top_k: int | None) -> int:
     return SMALL_TOP_K if len(dataset.references) < SMALL_MAP else Config().matching.top_k
 
 
-def _place(path: Path, index: int, engine: DescriptorEngine) -> NewPlace:
+def place_of(path: Path, second: int, engine: DescriptorEngine) -> NewPlace:
+    """An image file as a place of a map, with a thumbnail of the usual size.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
     image = read_image(path)
-    codes, features = engine.describe(
-        resize(image, engine.info.height, engine.info.width)[np.newaxis]
-    )
     thumbnail = thumbnail_jpeg(image, Config().map.thumbnail_px)
-    return NewPlace("camera", index * 10**9, None, Descriptor(codes[0], features[0]), thumbnail)
+    return NewPlace("camera", second * 10**9, None, describe_image(engine, image), thumbnail)
 
 
 def _query(

@@ -69,11 +69,7 @@ class TruthByPose:
     def _near(
         self, pose: Pose, positions: NDArray[np.float64], turns: NDArray[np.float64]
     ) -> NDArray[np.bool_]:
-        cosine = np.abs(turns @ np.array(pose.orientation))  # of half the angle
-        distance = np.linalg.norm(positions - np.array(pose.position_m), axis=1)
-        angle = 2 * np.arccos(np.minimum(1.0, cosine))
-        near: NDArray[np.bool_] = (distance <= self.radius_m) & (angle <= self.angle_rad)
-        return near
+        return near_poses(pose, positions, turns, self.radius_m, self.angle_rad)
 
     def possible(self, stamp: int) -> bool:
         """Whether the place was seen before, outside the excluded recent past."""
@@ -96,6 +92,26 @@ class TruthByPose:
     def right(self, stamp: int, match_id: int, match_stamp: int) -> bool:
         """Whether a match is right."""
         return self.near(stamp, match_stamp)
+
+
+def near_poses(
+    pose: Pose,
+    positions: NDArray[np.float64],
+    turns: NDArray[np.float64],
+    radius_m: float,
+    angle_rad: float,
+) -> NDArray[np.bool_]:
+    """Which poses show the place of one, bool [n].
+
+    Args:
+        positions, turns: metres [n, 3] and unit quaternions [n, 4], in the frame of `pose`.
+        radius_m, angle_rad: what is within both does.
+    """
+    cosine = np.abs(turns @ np.array(pose.orientation))  # of half the angle
+    distance = np.linalg.norm(positions - np.array(pose.position_m), axis=1)
+    angle = 2 * np.arccos(np.minimum(1.0, cosine))
+    near: NDArray[np.bool_] = (distance <= radius_m) & (angle <= angle_rad)
+    return near
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.config import Config
 from hashvpr_ros.engine.base import DescriptorEngine, EngineInfo
-from hashvpr_ros.engine.preprocess import resize
+from hashvpr_ros.engine.preprocess import describe_image
 from hashvpr_ros.evaluation.ground_truth import TruthByPose
 from hashvpr_ros.evaluation.metrics import median_p95
 from hashvpr_ros.evaluation.recorded import RecordedEngine
@@ -46,11 +46,9 @@ def describe_drive(
     """
     codes, features, stamps, exact, odometry = [], [], [], [], []
     for rgb, stamp_ns, true, drifted in shots:
-        code, feature = engine.describe(
-            resize(rgb, engine.info.height, engine.info.width)[np.newaxis]
-        )
-        codes.append(code[0])
-        features.append(feature[0])
+        descriptor = describe_image(engine, rgb)
+        codes.append(descriptor.code)
+        features.append(descriptor.feature)
         stamps.append(stamp_ns)
         exact.append(true)
         odometry.append(drifted)

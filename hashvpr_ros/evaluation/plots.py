@@ -164,7 +164,7 @@ def precision_recall_curves(ablation: Ablation) -> str:
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(6, 4.4))
         for way in ablation.ways:
-            right = _right(ablation, way)
+            right = way.right(ablation.positives)
             _, precision, recall = precision_recall(way.scores, right, possible)
             axes.plot(recall * 100, precision * 100, lw=1.4, label=way.label)
         axes.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 102), ylim=(0, 104))
@@ -179,7 +179,7 @@ def similarity(ablation: Ablation, way: Way) -> str:
         axes.grid(False)
         shades = axes.imshow(ablation.similarity, cmap="Greys", aspect="auto", rasterized=True)
         figure.colorbar(shades, ax=axes, label="cosine", fraction=0.045)
-        right = _right(ablation, way)
+        right = way.right(ablation.positives)
         for wanted, colour in ((True, RIGHT), (False, WRONG)):
             taken = [
                 (way.ranked[i][0], i)
@@ -195,7 +195,7 @@ def similarity(ablation: Ablation, way: Way) -> str:
 
 def reliability(ablation: Ablation, way: Way) -> str:
     """The share of right matches against the probability that was given, as SVG."""
-    mean, share, count = reliability_bins(way.scores, _right(ablation, way))
+    mean, share, count = reliability_bins(way.scores, way.right(ablation.positives))
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(6, 4.4))
         axes.plot([0, 1], [0, 1], "--", color=QUIET, lw=1)
@@ -219,13 +219,6 @@ def way_latency(ways: Sequence[Way]) -> str:
         axes.invert_yaxis()
         axes.set(xlabel="ms a query", xscale="log")
         return _svg(figure)
-
-
-def _right(ablation: Ablation, way: Way) -> list[bool]:
-    return [
-        bool(ranked) and ranked[0] in right
-        for ranked, right in zip(way.ranked, ablation.positives, strict=True)
-    ]
 
 
 def alike(path: Path, found: Audit, keyframes: Sequence[Keyframe]) -> None:

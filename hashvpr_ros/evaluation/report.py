@@ -154,11 +154,8 @@ def _finite(value: float) -> float | None:
 
 def _mistakes(ablation: Ablation, way: Way, dataset: Traverses) -> list[dict[str, Any]]:
     """The surest of its wrong matches, and what would have been right."""
-    wrong = [
-        i
-        for i, (ranked, right) in enumerate(zip(way.ranked, ablation.positives, strict=True))
-        if ranked and ranked[0] not in right
-    ]
+    judged = way.right(ablation.positives)
+    wrong = [i for i, right in enumerate(judged) if way.ranked[i] and not right]
     wrong.sort(key=lambda i: -way.scores[i])
     pairs = []
     for i in wrong[:_GALLERY]:

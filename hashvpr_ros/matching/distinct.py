@@ -7,10 +7,10 @@ over (Lowe's ratio test, IJCV 2004, section 7.1, made for places).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.poses import apart_m
 from hashvpr_ros.types import Candidate, Keyframe
 
 # What is nearer than this to a keyframe shows the same place.
@@ -117,6 +117,5 @@ def show_one_place(a: Keyframe, b: Keyframe, same: SamePlaces) -> bool:
         return True
     if same.linked(a.id, b.id):
         return True
-    if a.pose is None or b.pose is None or a.pose.frame_id != b.pose.frame_id:
-        return False
-    return math.dist(a.pose.position_m, b.pose.position_m) <= NEAR_M
+    metres = apart_m(a.pose, b.pose)
+    return metres is not None and metres <= NEAR_M

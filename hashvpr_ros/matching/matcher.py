@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from hashvpr_ros.matching.odometer import Odometer
 from hashvpr_ros.matching.probability import ProbabilityModel
 from hashvpr_ros.matching.rerank import candidates, rerank
 from hashvpr_ros.matching.track import Place, Track
+from hashvpr_ros.poses import apart_m
 from hashvpr_ros.types import Candidate, Descriptor, Hypothesis, Keyframe, Pose, Reason
 
 # Keyframes on either side of the likeliest one among which the best candidate is taken for it.
@@ -339,10 +339,9 @@ def _spacing_of(place_map: PlaceMap) -> float:
     firsts = firsts[place_map.sessions_of(firsts + 1) > 0]
     pairs = zip(place_map.keyframes(firsts), place_map.keyframes(firsts + 1), strict=True)
     steps = [
-        math.dist(a.pose.position_m, b.pose.position_m)
+        metres
         for a, b in pairs
-        if a.pose is not None
-        and b.pose is not None
-        and (a.session, a.camera, a.pose.frame_id) == (b.session, b.camera, b.pose.frame_id)
+        if (a.session, a.camera) == (b.session, b.camera)
+        and (metres := apart_m(a.pose, b.pose)) is not None
     ]
     return float(np.median(steps)) if steps else 0.0
