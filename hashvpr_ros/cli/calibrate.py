@@ -15,6 +15,7 @@ from hashvpr_ros.cli.common import (
     engine_option,
     json_option,
     machine,
+    near_options,
     open_engine,
     progress_bar,
     table,
@@ -35,22 +36,7 @@ from hashvpr_ros.errors import ConfigError
     type=click.Path(path_type=Path),
     help="Folder in a layout of `hashvpr evaluate`, of whose references the map was made.",
 )
-@click.option(
-    "--radius",
-    "radius_m",
-    type=click.FloatRange(0, min_open=True),
-    default=4.0,
-    show_default=True,
-    help="With --bag: metres within which two images show one place.",
-)
-@click.option(
-    "--angle",
-    "angle_deg",
-    type=click.FloatRange(0, 180),
-    default=40.0,
-    show_default=True,
-    help="With --bag: degrees by which they may look apart.",
-)
+@near_options("--bag")
 @click.option("--dry-run", is_flag=True, help="Say what would be kept, and leave the map alone.")
 @click.option("--clear", is_flag=True, help="Forget the map's calibration instead.")
 @set_option("matching.target_precision=0.995")

@@ -30,6 +30,31 @@ json_option = click.option(
 )
 
 
+def near_options(where: str) -> Callable[[Any], Any]:
+    """The options --radius and --angle, by which two images show one place.
+
+    Args:
+        where: the option that they belong to.
+    """
+    radius = click.option(
+        "--radius",
+        "radius_m",
+        type=click.FloatRange(0, min_open=True),
+        default=4.0,
+        show_default=True,
+        help=f"With {where}: metres within which two images show one place.",
+    )
+    angle = click.option(
+        "--angle",
+        "angle_deg",
+        type=click.FloatRange(0, 180),
+        default=40.0,
+        show_default=True,
+        help=f"With {where}: degrees by which they may look apart.",
+    )
+    return lambda command: radius(angle(command))
+
+
 def open_engine(path: Path | None) -> Any:
     """Load the engine of `--engine`, warmed up."""
     from hashvpr_ros.engine.factory import create_engine

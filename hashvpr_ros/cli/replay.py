@@ -16,6 +16,7 @@ from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import (
     json_option,
     machine,
+    near_options,
     progress_bar,
     table,
     write_json,
@@ -73,22 +74,7 @@ _TRUTH_AGE_S = 0.2  # an image has a true pose where one is known within this ti
     help="Ground truth: a TUM trajectory, or a pose topic of the bag. Places of MAP that it does "
     "not reach are where the map says. Then there is a report.",
 )
-@click.option(
-    "--radius",
-    "radius_m",
-    type=click.FloatRange(0, min_open=True),
-    default=4.0,
-    show_default=True,
-    help="With --truth: metres within which two images show one place.",
-)
-@click.option(
-    "--angle",
-    "angle_deg",
-    type=click.FloatRange(0, 180),
-    default=40.0,
-    show_default=True,
-    help="With --truth: degrees by which they may look apart.",
-)
+@near_options("--truth")
 @click.option("--ros", is_flag=True, help="Play the bag to a live node over DDS instead.")
 @click.option(
     "--rate",
@@ -265,7 +251,6 @@ def _replay(frames: BagFrames, cameras: dict[str, str], config: Config) -> _Run:
 
     mode = Mode(config.mode)
     engine = open_engine(config.engine)
-    engine.warm_up()
     lines, answers = [], []
     try:
         with (

@@ -93,7 +93,7 @@ def create_engine(
 def open_engine(
     config: EngineConfig, progress: Callable[[str], None] = lambda sentence: None
 ) -> DescriptorEngine:
-    """Load the engine of a configuration; an .onnx may run by TensorRT, warmed up then.
+    """Load the engine of a configuration, warmed up; an .onnx may run by TensorRT.
 
     Args:
         config: its `tensorrt` says whether an .onnx is built for the GPU: "auto" where tensorrt,
@@ -121,7 +121,9 @@ def open_engine(
             if config.tensorrt == "require":
                 raise
             _log.warning("runs by ONNX Runtime instead of TensorRT: %s", str(e))
-    return create_engine(path, providers=config.providers, threads=config.threads)
+    plain = create_engine(path, providers=config.providers, threads=config.threads)
+    plain.warm_up()
+    return plain
 
 
 def _wants_tensorrt(config: EngineConfig, path: Path) -> bool:

@@ -66,7 +66,6 @@ class Runtime:
         config = self.config
         self._engine = open_engine(config.engine, self._on_progress)
         self.info = self._engine.info
-        self._engine.warm_up()
         self._map = self.open_map(config.map.path)
         self._recognizer = Recognizer(self._engine, self._map, config, mode=self.mode)
 
