@@ -295,6 +295,12 @@ class PublishConfig:
         "Publish the code and feature of every image on ~/descriptors.",
         change=LIVE,
     )
+    ledger: bool = setting(
+        False,
+        "Publish on ~/ledger how the decision on every image came about: all candidates, and why "
+        "each was chosen or not. `hashvpr explain` reads it.",
+        change=LIVE,
+    )
     diagnostics_period_s: float = setting(
         1.0,
         "Period of /diagnostics.",

@@ -13,6 +13,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.config import MatchingConfig
+
 CODE_BITS = 512
 CODE_BYTES = CODE_BITS // 8
 
@@ -30,11 +32,22 @@ class Reason(str, Enum):
 
     ACCEPTED = "accepted"
     BELOW_TARGET = "below_target"  # its probability is under `matching.target_precision`
+    NEW_PLACE = "new_place"  # that the map does not hold the place is likelier than any hypothesis
+    NOT_DISTINCT = "not_distinct"  # below the target, and another place looks as much alike
     NO_SEQUENCE_SUPPORT = "no_sequence_support"  # the images before it point elsewhere
     ODOMETRY_CONFLICT = "odometry_conflict"  # by odometry the robot can be at no candidate
     NO_CANDIDATE = "no_candidate"  # the map holds nothing outside the excluded recent past
     MAP_EMPTY = "map_empty"
     MAPPING_ONLY = "mapping_only"  # mode `mapping` does not query
+
+
+class CandidateReason(str, Enum):
+    """What became of a candidate."""
+
+    CHOSEN = "chosen"  # it is one of the hypotheses
+    SAME_PLACE = "same_place"  # a neighbour of a hypothesis, which stands for it
+    ODOMETRY_CONFLICT = "odometry_conflict"  # by odometry the robot cannot be there
+    LESS_LIKELY = "less_likely"  # other places are likelier
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class LedgerEntry:
+    """A candidate and what became of it."""
+
+    candidate: Candidate
+    keyframe: Keyframe
+    belief: float  # of the filter, in it and its neighbours, 0 to 1; 0 where there is no filter
+    reason: CandidateReason
+
+
+@dataclass(frozen=True)
 class Hypothesis:
     """A place that a query image may show."""
 
@@ -93,6 +116,17 @@ class Hypothesis:
     distinctness: float  # similarity less that of the best candidate at another place
     probability: float  # that this match is right, 0 to 1
     sequence_support: float  # share of the preceding views that lead to it, 0 to 1
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """How a decision came about: with what settings, and all candidates."""
+
+    mode: Mode
+    matching: MatchingConfig
+    keyframes: int  # in the map, before the image
+    newest_allowed_ns: int | None = None  # keyframes stamped later were too recent; None: none was
+    entries: tuple[LedgerEntry, ...] = ()  # best first
 
 
 @dataclass(frozen=True)
@@ -130,6 +164,7 @@ class Decision:
     new_place_probability: float = 1.0
     times: StageTimes = field(default_factory=StageTimes)
     store_error: str = ""  # why the keyframe or the open batch could not be written
+    ledger: Ledger | None = None  # where `publish.ledger` asks for it
 
     @property
     def accepted(self) -> bool:

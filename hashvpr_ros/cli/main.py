@@ -19,6 +19,7 @@ COMMANDS = {
     "query": "Ask which places of a map images show.",
     "evaluate": "Measure recall and latency on a folder with ground truth.",
     "replay": "Run the node's code on a bag, offline; or the node itself.",
+    "explain": "Say why a match was or was not made, from recorded ledgers.",
     "bench": "Measure search, engine and node beside the bare libraries.",
     "demo": "Run the node on a course that is driven twice, and report.",
     "train": "Train the float or the hash branch of a network.",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ _TRUTH_AGE_S = 0.2  # an image has a true pose where one is known within this ti
     type=click.Path(path_type=Path),
     default=Path("replay_output"),
     show_default=True,
-    help="Folder for the map, decisions and report.",
+    help="Folder for the map, decisions and report; with publish.ledger for a bag of ledgers.",
 )
 @click.option(
     "--truth",
@@ -122,7 +123,10 @@ def command(
     other = None if against is None else read_lines(against)
     pose_at = None if truth is None else _read_truth(bag, truth)
     _prepare_map(map_path, Path(config.map.path))
-    run = _play(bag, flat, config, out, rate) if ros else _replay(frames, cameras, config)
+    if ros:
+        run = _play(bag, flat, config, out, rate)
+    else:
+        run = _replay(frames, cameras, config, out / "ledger")
     write_text(out / "decisions.jsonl", "".join(f"{line}\n" for line in run.lines))
     result: dict[str, Any] = {"images": len(run.lines), "digest": digest(run.lines)}
     if pose_at is not None:
@@ -240,7 +244,8 @@ def _read_truth(bag: Path, truth: str) -> Callable[[int], Pose | None]:
     return lambda stamp_ns: track.at(stamp_ns, _TRUTH_AGE_S)
 
 
-def _replay(frames: BagFrames, cameras: dict[str, str], config: Config) -> _Run:
+def _replay(frames: BagFrames, cameras: dict[str, str], config: Config, ledger_path: Path) -> _Run:
+    from hashvpr_ros.datasets.ledger_writer import LedgerWriter
     from hashvpr_ros.engine.factory import open_engine
     from hashvpr_ros.evaluation.decisions import line_of_decision
     from hashvpr_ros.evaluation.replay import replay
@@ -250,6 +255,8 @@ def _replay(frames: BagFrames, cameras: dict[str, str], config: Config) -> _Run:
     from hashvpr_ros.types import Mode
 
     mode = Mode(config.mode)
+    if (ledger_path / "metadata.yaml").is_file():  # of a run before, and nothing that is no bag
+        shutil.rmtree(ledger_path)
     engine = open_engine(config.engine)
     lines, answers = [], []
     try:
@@ -264,12 +271,15 @@ def _replay(frames: BagFrames, cameras: dict[str, str], config: Config) -> _Run:
                 session=config.map.session,
                 commit_period_s=config.map.commit_period_s,
             ) as place_map,
+            LedgerWriter(ledger_path) if config.publish.ledger else nullcontext() as ledgers,
             progress_bar(len(frames), "replaying") as bar,
         ):
             recognizer = Recognizer(engine, place_map, config, mode=mode)
             for decision in replay(frames, recognizer, place_map, cameras):
                 if decision.store_error:
                     raise MapError(decision.store_error)
+                if ledgers is not None and decision.ledger is not None:
+                    ledgers.write(decision, decision.ledger)
                 lines.append(line_of_decision(decision))
                 answers.append(answer_of(decision))
                 bar.update(1)
@@ -280,14 +290,14 @@ def _replay(frames: BagFrames, cameras: dict[str, str], config: Config) -> _Run:
 
 def _play(bag: Path, flat: dict[str, Any], config: Config, out: Path, rate: float) -> _Run:
     from hashvpr_ros.cli.node_run import run_node
-    from hashvpr_ros.datasets.bag import read_hypotheses
+    from hashvpr_ros.datasets.bag import read_own
     from hashvpr_ros.evaluation.decisions import line_of_message
     from hashvpr_ros.evaluation.run_result import read_answers
 
     live = run_node(flat | {"map.path": config.map.path}, bag, out / "run", rate=rate)
     if live.lost:
         click.echo(f"{len(live.lost)} images were lost on the way, or dropped", err=True)
-    lines = [line_of_message(stamp, m) for stamp, m in read_hypotheses(live.answers)]
+    lines = [line_of_message(stamp, m) for stamp, m in read_own(live.answers, "PlaceHypotheses")]
     return _Run(lines, read_answers(live.answers), live)
 
 

@@ -87,15 +87,18 @@ def open_bag(path: Path) -> AnyReader:
     return reader
 
 
-def read_hypotheses(path: Path) -> Iterator[tuple[int, Any]]:
-    """Recorded PlaceHypotheses: stamps of their images in ns, and the messages.
+def read_own(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
+    """Recorded messages of ours: stamps of their images in ns, and the messages.
+
+    Args:
+        path: of the bag.
+        kind: PlaceHypotheses, LoopClosure or DecisionLedger.
 
     Raises:
         DatasetError: the bag cannot be read.
     """
     with closing(open_bag(path)) as reader:
-        wanted = "hashvpr_ros/msg/PlaceHypotheses"
-        connections = [c for c in reader.connections if c.msgtype == wanted]
+        connections = [c for c in reader.connections if c.msgtype == f"hashvpr_ros/msg/{kind}"]
         for _, message in _messages(reader, connections, path):
             yield stamp_ns(message.header.stamp), message
 

@@ -32,7 +32,7 @@ def line_of_decision(decision: Decision) -> str:
 
 
 def line_of_message(stamp_ns: int, message: Any) -> str:
-    """A PlaceHypotheses message, as `datasets.bag.read_hypotheses` gives it."""
+    """A PlaceHypotheses message, as `datasets.bag.read_own` gives it."""
     hypotheses = [_hypothesis(int(h.place_id), int(h.distance), h) for h in message.hypotheses]
     return _line(
         stamp_ns, str(message.camera), str(message.reason), int(message.keyframe_id), hypotheses

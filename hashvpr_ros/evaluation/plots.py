@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from numpy.typing import NDArray
 
 from hashvpr_ros.evaluation.ablation import Ablation, Way
 from hashvpr_ros.evaluation.audit import Audit
@@ -289,5 +290,27 @@ def training_cost(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             axes.bar_label(bars, [f"{v:.3g}" if v < 10 else f"{v:.0f}" for v in values], padding=3)
             axes.set(xlabel=unit, xlim=(0, 1.15 * max(*values, 1e-9)))
         left.invert_yaxis()
+        figure.savefig(path, bbox_inches="tight")
+        plt.close(figure)
+
+
+def views(path: Path, images: Sequence[tuple[str, NDArray[np.uint8] | None]], title: str) -> None:
+    """Pictures side by side with their titles, written as PNG or SVG by suffix.
+
+    Args:
+        images: title and RGB, uint8 [H, W, 3]; None where there is no picture.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            1, len(images), figsize=(3.4 * len(images), 3.2), squeeze=False
+        )
+        for panel, (name, rgb) in zip(axes[0], images, strict=True):
+            panel.set_axis_off()
+            panel.set_title(name, fontsize=9)
+            if rgb is None:
+                panel.text(0.5, 0.5, "no picture\n(--map, --images)", ha="center", va="center")
+            else:
+                panel.imshow(rgb)
+        figure.suptitle(title)
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)

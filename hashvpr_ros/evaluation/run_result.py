@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashvpr_ros.datasets.bag import read_hypotheses, stamp_ns
+from hashvpr_ros.datasets.bag import read_own, stamp_ns
 from hashvpr_ros.evaluation.ground_truth import Truth
 from hashvpr_ros.evaluation.metrics import average_precision, median_p95, precision_recall
 from hashvpr_ros.types import Decision
@@ -91,7 +91,7 @@ def read_answers(bag: Path) -> list[Answer]:
         DatasetError: the bag cannot be read.
     """
     answers = []
-    for stamp, m in read_hypotheses(bag):
+    for stamp, m in read_own(bag, "PlaceHypotheses"):
         best = m.hypotheses[0] if len(m.hypotheses) else None
         answers.append(
             Answer(

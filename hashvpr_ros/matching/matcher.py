@@ -21,12 +21,21 @@ from hashvpr_ros.matching.distinct import (
     distinctness,
     show_one_place,
 )
+from hashvpr_ros.matching.ledger import judge_candidates
 from hashvpr_ros.matching.odometer import Odometer
 from hashvpr_ros.matching.probability import ProbabilityModel
 from hashvpr_ros.matching.rerank import candidates, rerank
 from hashvpr_ros.matching.track import Place, Track
 from hashvpr_ros.poses import apart_m
-from hashvpr_ros.types import Candidate, Descriptor, Hypothesis, Keyframe, Pose, Reason
+from hashvpr_ros.types import (
+    Candidate,
+    Descriptor,
+    Hypothesis,
+    Keyframe,
+    LedgerEntry,
+    Pose,
+    Reason,
+)
 
 # Keyframes on either side of the likeliest one among which the best candidate is taken for it.
 _SAME_VIEW_KEYFRAMES = 4
@@ -48,6 +57,8 @@ class Matched:
     search_ms: float = 0.0
     rerank_ms: float = 0.0
     temporal_ms: float = 0.0
+    newest_allowed_ns: int | None = None  # keyframes stamped later were too recent
+    entries: tuple[LedgerEntry, ...] = ()  # of all candidates, where a ledger is asked for
 
 
 class Matcher:
@@ -55,7 +66,7 @@ class Matcher:
 
     Args:
         place_map: that is searched.
-        config: `matching` and `keyframes` are used.
+        config: `matching`, `keyframes` and `publish.ledger` are used.
         probability: of a match from the evidence for it.
     """
 
@@ -179,7 +190,11 @@ class Matcher:
         searched = time.perf_counter()
         if not len(ids):
             empty = Reason.MAP_EMPTY if len(self.map) == 0 else Reason.NO_CANDIDATE
-            return Matched(empty, search_ms=1e3 * (searched - started))
+            return Matched(
+                empty,
+                search_ms=1e3 * (searched - started),
+                newest_allowed_ns=self._exclude_after_ns,
+            )
         order, similarities = rerank(self.map, ids, distances, descriptor.feature)
         found = candidates(ids, distances, order, similarities)
         ranked = RankedCandidates(self.map, found)
@@ -192,8 +207,13 @@ class Matcher:
         places = [] if filtering is None else filtering.places(count, self.odometer.positions)
         chosen = self._choose(descriptor, ranked, np.flatnonzero(possible).tolist(), places, count)
         hypotheses = tuple(self._weigh(descriptor, ranked, track, *each) for each in chosen)
-        reason = self._verdict(hypotheses)
+        reason = self._verdict(hypotheses, alone=track is None)
         new = 1.0 - hypotheses[0].probability if hypotheses else 1.0
+        judged = time.perf_counter()
+        entries: tuple[LedgerEntry, ...] = ()
+        if self.config.publish.ledger:  # reads a keyframe of the map for each candidate
+            belief = None if filtering is None else filtering.filter.around(ids[order])
+            entries = judge_candidates(ranked, possible, belief, hypotheses, self._same_places)
         return Matched(
             reason,
             hypotheses,
@@ -201,7 +221,9 @@ class Matcher:
             new,
             1e3 * (searched - started),
             1e3 * (reranked - searched),
-            1e3 * (time.perf_counter() - reranked),
+            1e3 * (judged - reranked),
+            self._exclude_after_ns,
+            entries,
         )
 
     def _search(self, code: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -318,17 +340,22 @@ class Matcher:
             )
         return Hypothesis(keyframe, distance_bits, similarity, distinct, probability, support)
 
-    def _verdict(self, hypotheses: Sequence[Hypothesis]) -> Reason:
+    def _verdict(self, hypotheses: Sequence[Hypothesis], *, alone: bool) -> Reason:
         if not hypotheses:  # there were candidates
             return Reason.ODOMETRY_CONFLICT
         best, matching = hypotheses[0], self.config.matching
+        # One image by itself is too little to say that a place is new.
+        if not alone and best.probability < min(0.5, matching.target_precision):
+            return Reason.NEW_PLACE
         if (
             matching.temporal in ("sequence", "both")
             and best.sequence_support < matching.min_sequence_support
         ):
             return Reason.NO_SEQUENCE_SUPPORT
         if best.probability < matching.target_precision:
-            return Reason.BELOW_TARGET
+            # Where odometry helps, what looks alike elsewhere counts little.
+            alike = best.distinctness <= 0.0 and not self._is_gated(best.keyframe)
+            return Reason.NOT_DISTINCT if alike else Reason.BELOW_TARGET
         return Reason.ACCEPTED
 
 

@@ -21,6 +21,7 @@ from hashvpr_ros.matching.probability import ProbabilityModel
 from hashvpr_ros.types import (
     Decision,
     Descriptor,
+    Ledger,
     Mode,
     Pose,
     Reason,
@@ -38,7 +39,7 @@ class Recognizer:
     Args:
         engine: its model must be the map's.
         place_map: open; writable unless the mode is `localization`.
-        config: `matching`, `keyframes` and `map.thumbnail_px` are used.
+        config: `matching`, `keyframes`, `map.thumbnail_px` and `publish.ledger` are used.
         calibrated: whether the map's own calibration, if it has one, is used.
     """
 
@@ -135,7 +136,7 @@ class Recognizer:
                     descriptor, stamp_ns, pose, camera, exclude=self._mode is Mode.SLAM
                 )
             decision = self._decision(stamp_ns, camera, descriptor, matched, times)
-            decision = dataclasses.replace(decision, pose=pose)
+            decision = dataclasses.replace(decision, pose=pose, ledger=self._ledger(matched))
             if self._mode is not Mode.LOCALIZATION:
                 decision = self._store(decision, matched, image)
             return decision
@@ -177,6 +178,17 @@ class Recognizer:
                 rerank_ms=matched.rerank_ms,
                 temporal_ms=matched.temporal_ms,
             ),
+        )
+
+    def _ledger(self, matched: Matched) -> Ledger | None:
+        if not self._config.publish.ledger:
+            return None
+        return Ledger(
+            self._mode,
+            self._config.matching,
+            len(self._map),
+            matched.newest_allowed_ns,
+            matched.entries,
         )
 
     def _describe(self, image: NDArray[np.uint8]) -> tuple[Descriptor, StageTimes]:

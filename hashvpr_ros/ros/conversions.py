@@ -15,13 +15,15 @@ from std_msgs.msg import Header
 from hashvpr_ros import imaging
 from hashvpr_ros.errors import ImageError
 from hashvpr_ros.msg import (
+    DecisionLedger,
+    LedgerCandidate,
     LoopClosure,
     PlaceDescriptor,
     PlaceHypotheses,
     PlaceHypothesis,
     StageTimes,
 )
-from hashvpr_ros.types import Decision, Hypothesis, Keyframe, Pose
+from hashvpr_ros.types import Decision, Hypothesis, Keyframe, Ledger, LedgerEntry, Pose
 
 _MAX_STAMP_NS = (2**31 - 1) * 1_000_000_000 + 999_999_999
 
@@ -183,6 +185,46 @@ def to_loop_closure(decision: Decision, header: Header) -> LoopClosure:
         distance=int(best.distance_bits),
         similarity=float(best.similarity),
         probability=float(best.probability),
+    )
+
+
+def to_ledger(decision: Decision, ledger: Ledger, header: Header) -> DecisionLedger:
+    """How a decision came about."""
+    matching = ledger.matching
+    return DecisionLedger(
+        header=header,
+        camera=decision.camera,
+        session=decision.session,
+        keyframe_id=int(decision.keyframe_id),
+        map_id=decision.map_id,
+        keyframes=int(ledger.keyframes),
+        mode=ledger.mode.value,
+        has_newest_allowed=ledger.newest_allowed_ns is not None,
+        newest_allowed=ns_to_stamp(ledger.newest_allowed_ns or 0),
+        temporal=matching.temporal,
+        target_precision=float(matching.target_precision),
+        min_sequence_support=float(matching.min_sequence_support),
+        max_drift=float(matching.max_drift),
+        reason=decision.reason.value,
+        new_place_probability=float(decision.new_place_probability),
+        hypotheses=[to_place(h.keyframe, h) for h in decision.hypotheses],
+        candidates=[_to_ledger_candidate(e) for e in ledger.entries],
+    )
+
+
+def _to_ledger_candidate(entry: LedgerEntry) -> LedgerCandidate:
+    c, keyframe = entry.candidate, entry.keyframe
+    return LedgerCandidate(
+        place_id=int(keyframe.id),
+        session=keyframe.session,
+        camera=keyframe.camera,
+        stamp=ns_to_stamp(keyframe.stamp_ns),
+        distance=int(c.distance_bits),
+        similarity=float(c.similarity),
+        rank_hash=int(c.rank_hash),
+        rank=int(c.rank),
+        belief=float(entry.belief),
+        reason=entry.reason.value,
     )
 
 

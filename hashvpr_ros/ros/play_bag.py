@@ -35,7 +35,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from tqdm import tqdm
 
-from hashvpr_ros.msg import LoopClosure, PlaceHypotheses
+from hashvpr_ros.msg import DecisionLedger, LoopClosure, PlaceHypotheses
 
 _TYPES = {
     "sensor_msgs/msg/Image": Image,
@@ -61,7 +61,11 @@ class Player(Node):
         self.raw: list[tuple[str, str, int, bytes]] = []  # topic, type, wall clock, CDR
         self.news = threading.Event()
         reliable = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
-        for topic, kind in (("hypotheses", PlaceHypotheses), ("loop_closures", LoopClosure)):
+        for topic, kind in (
+            ("hypotheses", PlaceHypotheses),
+            ("loop_closures", LoopClosure),
+            ("ledger", DecisionLedger),  # empty without publish.ledger
+        ):
             self.create_subscription(
                 kind,
                 f"{target}/{topic}",

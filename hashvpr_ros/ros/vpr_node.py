@@ -20,7 +20,13 @@ from rclpy.validate_topic_name import validate_topic_name
 from hashvpr_ros.config import Config, camera_names, image_topic
 from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
 from hashvpr_ros.mapping.sessions import StampWatch
-from hashvpr_ros.msg import LoopClosure, MapStatus, PlaceDescriptor, PlaceHypotheses
+from hashvpr_ros.msg import (
+    DecisionLedger,
+    LoopClosure,
+    MapStatus,
+    PlaceDescriptor,
+    PlaceHypotheses,
+)
 from hashvpr_ros.ros import conversions
 from hashvpr_ros.ros.cameras import Arrival, Cameras
 from hashvpr_ros.ros.diagnostics import Stats, diagnostics
@@ -221,6 +227,7 @@ class VprNode(LifecycleNode):
         self._pub_hypotheses = lifecycle(PlaceHypotheses, "~/hypotheses")
         self._pub_closures = lifecycle(LoopClosure, "~/loop_closures")
         self._pub_descriptors = lifecycle(PlaceDescriptor, "~/descriptors")
+        self._pub_ledger = lifecycle(DecisionLedger, "~/ledger")
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._pub_status = self.create_publisher(
             MapStatus, "~/map_status", latched, callback_group=group
@@ -359,6 +366,10 @@ class VprNode(LifecycleNode):
         if runtime.config.publish.descriptors:
             self._pub_descriptors.publish(
                 conversions.to_descriptor(decision, message.header, runtime.info.fingerprint)
+            )
+        if decision.ledger is not None:
+            self._pub_ledger.publish(
+                conversions.to_ledger(decision, decision.ledger, message.header)
             )
 
     def _on_failure(self, error: Exception, camera: str = "") -> None:

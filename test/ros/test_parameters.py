@@ -119,9 +119,9 @@ def test_all_or_nothing(node):
 
 
 def test_live_ones_take_effect_at_the_next_image(node):
-    def show():
+    def show(seed=None):
         node.second = getattr(node, "second", 100) + 1
-        return node.camera.show(node.second, node.second)
+        return node.camera.show(node.second if seed is None else seed, node.second)
 
     live = {s.name for s in settings() if s.change == LIVE}
     assert node.set("matching.max_hypotheses", 1).successful
@@ -136,11 +136,16 @@ def test_live_ones_take_effect_at_the_next_image(node):
     assert show().reason == "no_candidate"
     assert node.set("matching.exclude_recent_s", 0.0).successful
     assert show().hypotheses
+    assert show().reason == "new_place"
+    # A picture that was shown before, judged by itself and by those before it alone.
+    assert node.set("matching.top_k", 100).successful
+    assert node.set("matching.temporal", "sequence").successful
     assert node.set("matching.min_sequence_support", 1.0).successful
-    assert show().reason == "no_sequence_support"
+    assert show(101).reason == "no_sequence_support"
     assert node.set("matching.min_sequence_support", 0.0).successful
+    assert show(101).reason == "accepted"
     assert node.set("matching.target_precision", 1.0).successful
-    assert show().reason == "below_target"
+    assert show(102).reason == "below_target"
     assert node.set("keyframes.min_period_s", 100.0).successful
     assert show().keyframe_id == 0
     assert node.set("keyframes.min_period_s", 0.0).successful

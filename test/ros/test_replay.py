@@ -7,6 +7,7 @@ import sys
 
 from vpr_process import python_path
 
+from hashvpr_ros.datasets.bag import read_own
 from hashvpr_ros.datasets.bag_writer import ODOMETRY_TOPIC, planar_pose, write_bag
 from hashvpr_ros.datasets.base import Frame
 from hashvpr_ros.simulation.course import DAY, EVENING, Course
@@ -23,7 +24,7 @@ def replay(bag, out, *arguments):
             *("--set", "matching.min_sequence_support=0.0"),
             *("--set", "matching.target_precision=0.6"),
             # A busy machine may bring odometry late; here it is to be waited for.
-            *("--set", "pose.wait_s=1.0", *arguments),
+            *("--set", "pose.wait_s=1.0", "--set", "publish.ledger=true", *arguments),
         ],
         capture_output=True,
         text=True,
@@ -33,6 +34,21 @@ def replay(bag, out, *arguments):
     )
     assert done.returncode == 0, done.stderr
     return json.loads(result.read_text())
+
+
+def ledgers(bag):
+    """What each image was compared with, and why that was or was not it."""
+    return [
+        (
+            stamp,
+            m.reason,
+            m.keyframes,
+            m.newest_allowed.sec,
+            [h.place_id for h in m.hypotheses],
+            [(c.place_id, c.distance, c.similarity, c.belief, c.reason) for c in m.candidates],
+        )
+        for stamp, m in read_own(bag, "DecisionLedger")
+    ]
 
 
 def test_the_digest_of_the_live_node_is_that_of_the_replay(tmp_path):
@@ -54,3 +70,6 @@ def test_the_digest_of_the_live_node_is_that_of_the_replay(tmp_path):
     assert offline["reasons"]["accepted"] > 0
     assert live["difference"] == ""
     assert live["digest"] == offline["digest"]
+    of_node = ledgers(tmp_path / f"live{rate}" / "run" / "answers")
+    assert len(of_node) == live["images"] and any(c for *_, c in of_node)
+    assert of_node == ledgers(tmp_path / "offline" / "ledger")

@@ -132,4 +132,10 @@ def test_every_service_file_is_served_and_every_topic_is_private():
     for kind, name in served:
         assert name == re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
     topics = set(re.findall(r'"(~/\w+)"', source)) - {f"~/{n}" for _, n in served}
-    assert topics == {"~/hypotheses", "~/loop_closures", "~/descriptors", "~/map_status"}
+    assert topics == {
+        "~/hypotheses",
+        "~/loop_closures",
+        "~/descriptors",
+        "~/ledger",
+        "~/map_status",
+    }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from hashvpr_ros.datasets.bag import BagFrames, open_bag, read_hypotheses, typestore
+from hashvpr_ros.datasets.bag import BagFrames, open_bag, read_own, typestore
 from hashvpr_ros.datasets.bag_writer import IMAGE_TOPIC, ODOMETRY_TOPIC, planar_pose, write_bag
 from hashvpr_ros.datasets.base import Frame
 from hashvpr_ros.errors import DatasetError, ImageError
@@ -312,7 +312,7 @@ def test_a_bag_without_answers_has_none(tmp_path, storage):
     bag = record(
         tmp_path / "bag", {"/c": images(S), "/t": (TEXT, [(S, T[TEXT](data="a"))])}, storage
     )
-    assert list(read_hypotheses(bag)) == []
+    assert list(read_own(bag, "PlaceHypotheses")) == []
 
 
 # Writing
