@@ -36,9 +36,18 @@ class Reason(str, Enum):
     NOT_DISTINCT = "not_distinct"  # below the target, and another place looks as much alike
     NO_SEQUENCE_SUPPORT = "no_sequence_support"  # the images before it point elsewhere
     ODOMETRY_CONFLICT = "odometry_conflict"  # by odometry the robot can be at no candidate
+    REJECTED = "rejected"  # the back end has rejected the candidates that odometry allows
     NO_CANDIDATE = "no_candidate"  # the map holds nothing outside the excluded recent past
     MAP_EMPTY = "map_empty"
     MAPPING_ONLY = "mapping_only"  # mode `mapping` does not query
+
+
+class Verdict(str, Enum):
+    """What became of a loop closure in the back end."""
+
+    ACCEPTED = "accepted"
+    REJECTED_BY_GEOMETRY = "rejected_by_geometry"
+    REJECTED_BY_GRAPH = "rejected_by_graph"
 
 
 class CandidateReason(str, Enum):
@@ -47,6 +56,7 @@ class CandidateReason(str, Enum):
     CHOSEN = "chosen"  # it is one of the hypotheses
     SAME_PLACE = "same_place"  # a neighbour of a hypothesis, which stands for it
     ODOMETRY_CONFLICT = "odometry_conflict"  # by odometry the robot cannot be there
+    REJECTED = "rejected"  # the back end has rejected this pair of places
     LESS_LIKELY = "less_likely"  # other places are likelier
 
 

@@ -171,6 +171,10 @@ def info(path: Path, json_path: Path | None) -> None:
                 ("cameras", ", ".join(found.cameras)),
                 ("sessions", str(len(found.sessions))),
                 ("file", f"{found.file_bytes / 1e3:,.0f} kB"),
+                *(
+                    (f"closures {k.replace('_', ' ')}", str(n))
+                    for k, n in sorted(found.verdicts.items())
+                ),
             ]
         )
     )

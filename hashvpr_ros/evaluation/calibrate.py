@@ -24,7 +24,7 @@ from hashvpr_ros.evaluation.recorded import RecordedEngine
 from hashvpr_ros.map.calibration import Calibration
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
-from hashvpr_ros.types import Descriptor, Mode, Pose
+from hashvpr_ros.types import Descriptor, Mode, Pose, Verdict
 
 LEAST = 50  # right matches, and wrong ones, below which nothing is fitted
 # Keyframes beside a place that are not of another place for sure.
@@ -118,6 +118,8 @@ def calibrate(
 ) -> Fit:
     """Fit the probabilities of matches with a map.
 
+    What back ends have said of closures with this map counts beside the images.
+
     Args:
         queries: not those that the map was made of.
         right: ids of the keyframes that show each query's place; a query without any says nothing.
@@ -153,6 +155,11 @@ def calibrate(
         taken = elsewhere & (matched > 0)
         scores.append(odds[taken])
         targets.append(np.zeros(int(taken.sum()), bool))
+    judged = [v for v in place_map.read_verdicts() if v.log_odds is not None]
+    scores.append(
+        np.clip([float(v.log_odds or 0.0) for v in judged], -_MOST_LOG_ODDS, _MOST_LOG_ODDS)
+    )
+    targets.append(np.array([v.verdict == Verdict.ACCEPTED.value for v in judged], bool))
     return _fit(np.concatenate(scores), np.concatenate(targets), config.matching.target_precision)
 
 

@@ -36,6 +36,7 @@ class MapInfo:
     uncommitted: int
     read_only: bool
     session: str  # being recorded, "" when read-only
+    verdicts: dict[str, int]  # of back ends on closures, by kind
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import files
+from hashvpr_ros.map import files, verdicts
 from hashvpr_ros.map.rows import row_crc
 from hashvpr_ros.map.schema import SQLITE_ERRORS, explain
 
@@ -35,6 +35,7 @@ def find_problems(db: sqlite3.Connection, feature_dim: int) -> list[str]:
                 problems.append(f"structure: {text}")
         problems += islice(_wrong_keyframes(db, feature_dim), _MOST)
         problems += _orphans(db)
+        problems += islice(verdicts.problems(db), _MOST)
     except SQLITE_ERRORS as e:
         problems.append(f"cannot be read: {e}")
     finally:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import calibration
+from hashvpr_ros.map import calibration, verdicts
 from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
@@ -199,6 +199,22 @@ class PlaceMap:
             self._check_writable()
             self._store.set_meta("calibration", None if new is None else calibration.to_text(new))
             self.calibration = new
+
+    def add_verdict(self, new: verdicts.StoredVerdict) -> None:
+        """Keep what a back end said of a closure.
+
+        Raises:
+            MapError: read-only, or it cannot be written.
+        """
+        with self._lock:
+            self._check_writable()
+            self._store.add_verdict(new)
+
+    def read_verdicts(self) -> list[verdicts.StoredVerdict]:
+        """What back ends said of closures, by the stamp of the query."""
+        with self._lock:
+            self._check_open()
+            return self._read(verdicts.read, self._store.db)
 
     def flush(self) -> int:
         """Write the open batch.
@@ -435,6 +451,7 @@ class PlaceMap:
                 uncommitted=self.uncommitted(),
                 read_only=self.read_only,
                 session=self.session,
+                verdicts=self._read(verdicts.count, self._store.db),
             )
 
     # Keeping

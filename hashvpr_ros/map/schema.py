@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map import verdicts
 from hashvpr_ros.map.files import size_of, wal_of
 
 APPLICATION_ID = 0x48565052  # "HVPR"
@@ -122,6 +123,8 @@ def check_tables(db: sqlite3.Connection, path: Path) -> None:
             )
         found[name] = sql
     wrong = sorted(name for name, sql in _tables().items() if found.get(name) != sql)
+    if found.get("verdicts", verdicts.TABLE) != verdicts.TABLE:  # made when it is needed
+        wrong.append("verdicts")
     if wrong:
         raise MapError(
             f"{path}: damaged, these tables are missing or altered: {', '.join(wrong)}; restore "

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import files
+from hashvpr_ros.map import files, verdicts
 from hashvpr_ros.map.files import LockedFile
 from hashvpr_ros.map.rows import Row, pose_columns, row_crc
 from hashvpr_ros.map.schema import (
@@ -160,6 +160,15 @@ class Store:
             else:
                 self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
+    def add_verdict(self, new: verdicts.StoredVerdict) -> None:
+        """Keep what a back end said of a closure.
+
+        Raises:
+            MapError: it was not written.
+        """
+        with self._transaction("writing a verdict"):
+            verdicts.write(self.db, new)
+
     def next_id(self) -> int:
         """The id that no keyframe has ever had."""
         found = self.db.execute(
@@ -236,6 +245,8 @@ class Store:
         with self._transaction("clearing"):
             for table in ("thumbnails", "features", "keyframes", "sessions", "sqlite_sequence"):
                 self.db.execute(f"DELETE FROM {table}")
+            if verdicts.has_table(self.db):
+                self.db.execute("DELETE FROM verdicts")
             # Keyframes that were added but never written have used ids, too.
             self.db.execute("INSERT INTO sqlite_sequence VALUES ('keyframes', ?)", (last_id,))
         self._session_ids = {}

@@ -15,7 +15,7 @@ from hashvpr_ros.types import Candidate, Keyframe
 
 # What is nearer than this to a keyframe shows the same place.
 NEAR_KEYFRAMES = 12
-_NEAR_NS = 5_000_000_000
+NEAR_NS = 5_000_000_000
 NEAR_M = 6.0
 # A map with fewer other places than this says nothing of what looks alike.
 MIN_OTHER_PLACES = 20
@@ -36,6 +36,12 @@ class SamePlaces:
         a, b = query_id // NEAR_KEYFRAMES, match_id // NEAR_KEYFRAMES
         self._linked.setdefault(a, set()).add(b)
         self._linked.setdefault(b, set()).add(a)
+
+    def remove(self, query_id: int, match_id: int) -> None:
+        """Forget that two keyframes show one place, which was wrong."""
+        a, b = query_id // NEAR_KEYFRAMES, match_id // NEAR_KEYFRAMES
+        self._linked.get(a, set()).discard(b)
+        self._linked.get(b, set()).discard(a)
 
     def linked(self, a_id: int, b_id: int) -> bool:
         """Whether keyframes near a and near b were matched."""
@@ -113,7 +119,7 @@ def show_one_place(a: Keyframe, b: Keyframe, same: SamePlaces) -> bool:
     """Whether two keyframes are known to show the same place: by session, id, stamp or pose."""
     if a.session != b.session:
         return False
-    if abs(a.id - b.id) <= NEAR_KEYFRAMES or abs(a.stamp_ns - b.stamp_ns) <= _NEAR_NS:
+    if abs(a.id - b.id) <= NEAR_KEYFRAMES or abs(a.stamp_ns - b.stamp_ns) <= NEAR_NS:
         return True
     if same.linked(a.id, b.id):
         return True

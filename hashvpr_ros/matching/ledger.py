@@ -14,6 +14,7 @@ from hashvpr_ros.types import CandidateReason, Hypothesis, LedgerEntry
 def judge_candidates(
     ranked: RankedCandidates,
     possible: NDArray[np.bool_],
+    barred: NDArray[np.bool_],
     belief: NDArray[np.float64] | None,
     hypotheses: Sequence[Hypothesis],
     same: SamePlaces,
@@ -22,7 +23,8 @@ def judge_candidates(
 
     Args:
         ranked: all candidates.
-        possible: whether odometry lets the robot be there, bool [k], best first.
+        possible: whether the robot may be there, bool [k], best first.
+        barred: whether that is not since the back end has rejected it, bool [k].
         belief: of the filter in each with its neighbours, float64 [k]; None without a filter.
         hypotheses: that were made of them.
         same: stretches of the map that are one place.
@@ -32,7 +34,8 @@ def judge_candidates(
     def reason(rank: int) -> CandidateReason:
         keyframe = ranked.keyframe(rank)
         if not possible[rank]:
-            return CandidateReason.ODOMETRY_CONFLICT
+            told = CandidateReason
+            return told.REJECTED if barred[rank] else told.ODOMETRY_CONFLICT
         if keyframe.id in chosen:
             return CandidateReason.CHOSEN
         if any(show_one_place(keyframe, h.keyframe, same) for h in hypotheses):

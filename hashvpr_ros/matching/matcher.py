@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from hashvpr_ros.matching.odometer import Odometer
 from hashvpr_ros.matching.probability import ProbabilityModel
 from hashvpr_ros.matching.rerank import candidates, rerank
 from hashvpr_ros.matching.track import Place, Track
+from hashvpr_ros.matching.verdicts import Closure, Verdicts
 from hashvpr_ros.poses import apart_m
 from hashvpr_ros.types import (
     Candidate,
@@ -35,6 +36,7 @@ from hashvpr_ros.types import (
     LedgerEntry,
     Pose,
     Reason,
+    Verdict,
 )
 
 # Keyframes on either side of the likeliest one among which the best candidate is taken for it.
@@ -82,8 +84,10 @@ class Matcher:
         """Forget what was seen, as after a jump in time or place."""
         self._tracks: dict[str, Track] = {}
         self.odometer = Odometer(self.config.matching.max_drift)
+        self._verdicts = Verdicts()
         self._exclude_session = ""
         self._exclude_after_ns: int | None = None
+        self._now_ns: int | None = None  # stamp of the image; None: it has no past
 
     def set_config(self, config: Config) -> None:
         """Use other settings, from the next image on."""
@@ -108,6 +112,7 @@ class Matcher:
         """
         matching = self.config.matching
         moved = self.odometer.move(pose)
+        self._now_ns = stamp_ns
         self._exclude_session = self.map.session if exclude else ""
         self._exclude_after_ns = (
             self.odometer.newest_allowed_ns(
@@ -131,8 +136,36 @@ class Matcher:
             self._copies(best.keyframe, matched.candidates) if best else (),
         )
         if best is not None and matched.reason is Reason.ACCEPTED:
-            self.odometer.close(pose, best.keyframe.id, best.keyframe.pose)
+            self.odometer.close(stamp_ns, pose, best.keyframe.id, best.keyframe.pose)
+            self._verdicts.accepted(
+                Closure(stamp_ns, camera, best.keyframe.id, self._evidence(best))
+            )
         return matched
+
+    def _evidence(self, match: Hypothesis) -> float | None:
+        if self.config.matching.temporal != "both" or self._is_gated(match.keyframe):
+            return None
+        return self._probability.evidence(match.probability)
+
+    def verdict(
+        self, stamp_ns: int, camera: str, match_id: int, verdict: Verdict
+    ) -> Closure | None:
+        """Learn what the back end made of an accepted match.
+
+        A rejected one is undone: what odometry was anchored to, and what was believed of late. The
+        pair of places is not offered again.
+
+        Returns:
+            the match; None where there was none such, or it is too long ago.
+        """
+        closure = self._verdicts.find(stamp_ns, camera, match_id)
+        if closure is not None and verdict is not Verdict.ACCEPTED:
+            self._verdicts.reject(closure)
+            self.odometer.forget(stamp_ns, match_id)
+            if closure.query_id:
+                self._same_places.remove(closure.query_id, match_id)
+            self._tracks.clear()
+        return closure
 
     def _copies(self, keyframe: Keyframe, found: Sequence[Candidate]) -> list[int]:
         """Candidates that show the place of a keyframe on other laps of its session."""
@@ -145,14 +178,20 @@ class Matcher:
         Args:
             count: hypotheses at most.
         """
-        self._exclude_session, self._exclude_after_ns = "", None
+        self._exclude_session, self._exclude_after_ns, self._now_ns = "", None, None
         return self._judge(descriptor, None, count)
 
-    def stored(self, keyframe_id: int, stamp_ns: int, pose: Pose | None, matched: Matched) -> None:
+    def stored(
+        self, keyframe_id: int, stamp_ns: int, pose: Pose | None, camera: str, matched: Matched
+    ) -> None:
         """Learn that an image became a keyframe."""
         self.odometer.mark(keyframe_id, stamp_ns, pose)
         if matched.reason is Reason.ACCEPTED:
-            self._same_places.add(keyframe_id, matched.hypotheses[0].keyframe.id)
+            match_id = matched.hypotheses[0].keyframe.id
+            self._same_places.add(keyframe_id, match_id)
+            closure = self._verdicts.find(stamp_ns, camera, match_id)
+            if closure is not None:
+                self._verdicts.accepted(replace(closure, query_id=keyframe_id))
 
     def _spacing_m(self) -> float | None:
         """Metres between keyframes of this session, else of the map; None if unknown."""
@@ -177,7 +216,14 @@ class Matcher:
         )
         if self._exclude_after_ns is not None:
             sessions[~self.odometer.possible(ids)] = -1
+        sessions[self._barred(ids)] = -1
         return sessions
+
+    def _barred(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which keyframes the back end has rejected as matches of where the robot is, bool [n]."""
+        if self._now_ns is None:
+            return np.zeros(len(ids), bool)
+        return self._verdicts.barred(ids, self._now_ns, self.odometer)
 
     def _is_gated(self, keyframe: Keyframe) -> bool:
         """Whether odometry could have said that the robot is not at a keyframe."""
@@ -207,13 +253,19 @@ class Matcher:
         places = [] if filtering is None else filtering.places(count, self.odometer.positions)
         chosen = self._choose(descriptor, ranked, np.flatnonzero(possible).tolist(), places, count)
         hypotheses = tuple(self._weigh(descriptor, ranked, track, *each) for each in chosen)
-        reason = self._verdict(hypotheses, alone=track is None)
+        barred = self._barred(ids[order])
+        if hypotheses:
+            reason = self._reason(hypotheses[0], alone=track is None)
+        else:
+            reason = Reason.REJECTED if barred.any() else Reason.ODOMETRY_CONFLICT
         new = 1.0 - hypotheses[0].probability if hypotheses else 1.0
         judged = time.perf_counter()
         entries: tuple[LedgerEntry, ...] = ()
         if self.config.publish.ledger:  # reads a keyframe of the map for each candidate
             belief = None if filtering is None else filtering.filter.around(ids[order])
-            entries = judge_candidates(ranked, possible, belief, hypotheses, self._same_places)
+            entries = judge_candidates(
+                ranked, possible, barred, belief, hypotheses, self._same_places
+            )
         return Matched(
             reason,
             hypotheses,
@@ -340,10 +392,8 @@ class Matcher:
             )
         return Hypothesis(keyframe, distance_bits, similarity, distinct, probability, support)
 
-    def _verdict(self, hypotheses: Sequence[Hypothesis], *, alone: bool) -> Reason:
-        if not hypotheses:  # there were candidates
-            return Reason.ODOMETRY_CONFLICT
-        best, matching = hypotheses[0], self.config.matching
+    def _reason(self, best: Hypothesis, *, alone: bool) -> Reason:
+        matching = self.config.matching
         # One image by itself is too little to say that a place is new.
         if not alone and best.probability < min(0.5, matching.target_precision):
             return Reason.NEW_PLACE

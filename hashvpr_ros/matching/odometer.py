@@ -9,10 +9,13 @@ that closure.
 from __future__ import annotations
 
 import math
+from collections import deque
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.matching.distinct import NEAR_M
 from hashvpr_ros.types import Pose
 
 # Between two images; odometry that jumps further was restarted, and poses before say nothing.
@@ -22,6 +25,30 @@ _NEAR_M = 10.0
 # To tell from how far apart keyframes are.
 _LEAST_KEYFRAMES, _RECENT_KEYFRAMES = 20, 1000
 _COLUMNS = 8  # of `_real`: way, raw x y z, anchored x y z, anchored way
+_REMEMBERED = 1000  # closures that can be forgotten when the back end rejects them
+
+
+@dataclass(frozen=True)
+class _Anchor:
+    """Where the robot was put to by the last closure, which holds until the next."""
+
+    correction: NDArray[np.float64]  # 4 x 4, raw odometry to anchored
+    travelled_m: float = 0.0  # by then
+    way_m: float = 0.0  # anchored, by then
+    by_closure: bool = False
+
+
+@dataclass(frozen=True)
+class _Closure:
+    """An accepted match, and what it was anchored to before."""
+
+    stamp_ns: int
+    first_row: int  # of the keyframes that were made from then on
+    match_row: int
+    pose: NDArray[np.float64]  # 4 x 4 of the query
+    match: NDArray[np.float64]  # and of the match, both raw
+    travelled_m: float
+    before: _Anchor
 
 
 class Odometer:
@@ -43,11 +70,9 @@ class Odometer:
         # Of keyframes, grown by doubling. Whole: id, stamp, run, correction.
         self._whole = np.zeros((64, 4), np.int64)
         self._real = np.zeros((64, _COLUMNS))
-        self._correction = np.eye(4)  # raw odometry to anchored
+        self._anchor = _Anchor(np.eye(4))
         self._corrections: list[NDArray[np.float64]] = []  # those that keyframes were made under
-        self._closed_at_m = 0.0
-        self._has_closed = False
-        self._anchored_way_m = 0.0
+        self._closures: deque[_Closure] = deque(maxlen=_REMEMBERED)
 
     def move(self, pose: Pose | None) -> tuple[float, float] | None:
         """Take the pose of the next image.
@@ -63,11 +88,10 @@ class Odometer:
         step_m = math.dist(pose.position_m, last.position_m)
         if step_m > _JUMP_M or pose.frame_id != last.frame_id:
             self._run += 1
-            self._correction = np.eye(4)
-            self._has_closed = False
+            self._anchor = _Anchor(np.eye(4), self.travelled_m, self._way_m())
+            self._closures.clear()
             return None
         self.travelled_m += step_m
-        self._anchored_way_m += step_m
         return step_m, _turn_rad(last, pose)
 
     def mark(self, keyframe_id: int, stamp_ns: int, pose: Pose | None) -> None:
@@ -76,12 +100,24 @@ class Odometer:
             self._whole = np.concatenate([self._whole, np.zeros_like(self._whole)])
             self._real = np.concatenate([self._real, np.zeros_like(self._real)])
         raw = np.full(3, np.nan) if pose is None else np.array(pose.position_m)
-        anchored = (self._correction @ np.append(raw, 1.0))[:3]
-        if not self._corrections or self._corrections[-1] is not self._correction:
-            self._corrections.append(self._correction)
-        self._whole[self._count] = keyframe_id, stamp_ns, self._run, len(self._corrections) - 1
-        self._real[self._count] = self.travelled_m, *raw, *anchored, self._anchored_way_m
+        self._whole[self._count, :3] = keyframe_id, stamp_ns, self._run
+        self._real[self._count, :4] = self.travelled_m, *raw
         self._count += 1
+        self._lay(self._count - 1, self._count)
+
+    def _way_m(self) -> float:
+        """Anchored way until now."""
+        return self._anchor.way_m + self.travelled_m - self._anchor.travelled_m
+
+    def _lay(self, first: int, end: int) -> None:
+        """Lay keyframes, by their rows, where the present anchor has them."""
+        anchor = self._anchor
+        if not self._corrections or self._corrections[-1] is not anchor.correction:
+            self._corrections.append(anchor.correction)
+        rows = self._real[first:end]
+        rows[:, 4:7] = rows[:, 1:4] @ anchor.correction[:3, :3].T + anchor.correction[:3, 3]
+        rows[:, 7] = anchor.way_m + rows[:, 0] - anchor.travelled_m
+        self._whole[first:end, 3] = len(self._corrections) - 1
 
     def newest_allowed_ns(
         self, stamp_ns: int, recent_s: float, recent_m: float, recent_keyframes: int
@@ -125,14 +161,16 @@ class Odometer:
         known &= ~np.isnan(self._real[rows, 1])
         assert self._last is not None
         raw = np.array([*self._last.position_m, 1.0])
-        anchored = self._correction @ raw
+        anchored = self._anchor.correction @ raw
         real = self._real[rows]
-        since_m = self.travelled_m - self._closed_at_m
+        since_m = self.travelled_m
+        if self._anchor.by_closure:
+            since_m -= self._anchor.travelled_m
         for here, there, way_m in (
             (raw, real[:, 1:4], self.travelled_m - real[:, 0]),
             # The match errs against the last closure by the way between them, the robot by its own
             # since then.
-            (anchored, real[:, 4:7], since_m + np.abs(self._anchored_way_m - real[:, 7])),
+            (anchored, real[:, 4:7], since_m + np.abs(self._way_m() - real[:, 7])),
         ):
             off_m = np.linalg.norm(there - here[:3], axis=1)
             result[known] &= (off_m <= _NEAR_M + self.max_drift * way_m)[known]
@@ -145,7 +183,7 @@ class Odometer:
         first closure nothing is known.
         """
         result = np.full((len(ids), 3), np.nan)
-        if self.has_poses and self._count and self._has_closed:
+        if self.has_poses and self._count and self._anchor.by_closure:
             rows, known = self._rows(ids)
             result[known] = self._real[rows[known], 4:7]
         return result
@@ -163,18 +201,67 @@ class Odometer:
         rows = np.minimum(np.searchsorted(own, ids), self._count - 1)
         return rows, (own[rows] == ids) & (self._whole[rows, 2] == self._run)
 
-    def close(self, pose: Pose | None, match_id: int, match: Pose | None) -> None:
+    def close(self, stamp_ns: int, pose: Pose | None, match_id: int, match: Pose | None) -> None:
         """Anchor the robot at the match of an accepted closure, where that is of this session."""
         if pose is None or match is None or not self._count:
             return
         rows, known = self._rows(np.array([match_id]))
-        if not known[0]:
-            return
-        row = rows[0]
-        there = self._corrections[self._whole[row, 3]] @ _matrix(match)
-        self._correction = there @ np.linalg.inv(_matrix(pose))
-        self._closed_at_m, self._has_closed = self.travelled_m, True
-        self._anchored_way_m = float(self._real[row, 7])
+        if known[0]:
+            matrices = _matrix(pose), _matrix(match)
+            self._closures.append(
+                _Closure(
+                    stamp_ns,
+                    self._count,
+                    int(rows[0]),
+                    *matrices,
+                    self.travelled_m,
+                    self._anchor,
+                )
+            )
+            self._put(self._closures[-1])
+
+    def _put(self, closure: _Closure) -> None:
+        """Anchor the robot by a closure."""
+        there = self._corrections[self._whole[closure.match_row, 3]] @ closure.match
+        self._anchor = _Anchor(
+            there @ np.linalg.inv(closure.pose),
+            closure.travelled_m,
+            float(self._real[closure.match_row, 7]),
+            True,
+        )
+
+    def forget(self, stamp_ns: int, match_id: int) -> None:
+        """Undo the closure of an image, which was wrong, and what was concluded from it."""
+        made = [(c.stamp_ns, int(self._whole[c.match_row, 0])) for c in self._closures]
+        if (stamp_ns, match_id) not in made:
+            return  # nothing was anchored by it, or long ago
+        wrong = made.index((stamp_ns, match_id))
+        later = list(self._closures)[wrong:]
+        for _ in later:
+            self._closures.pop()
+        ends = [c.first_row for c in later[1:]] + [self._count]
+        self._anchor = later[0].before
+        self._lay(later[0].first_row, ends[0])
+        for closure, end in zip(later[1:], ends[1:], strict=True):
+            self._closures.append(replace(closure, before=self._anchor))
+            self._put(closure)
+            self._lay(closure.first_row, end)
+
+    def here(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether the robot is known to be where it made keyframes, bool [n]."""
+        result = np.zeros(len(ids), bool)
+        if not self.has_poses or not self._count:
+            return result
+        assert self._last is not None
+        rows, known = self._rows(ids)
+        raw = np.array(self._last.position_m)
+        correction = self._anchor.correction
+        anchored = correction[:3, :3] @ raw + correction[:3, 3]
+        for place, columns in ((raw, slice(1, 4)), (anchored, slice(4, 7))):
+            # NaN is near nothing.
+            off_m = np.linalg.norm(self._real[rows, columns] - place, axis=1)
+            result |= known & (off_m <= NEAR_M)
+        return result
 
 
 def _turn_rad(a: Pose, b: Pose) -> float:

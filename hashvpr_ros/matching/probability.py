@@ -94,6 +94,13 @@ class ProbabilityModel:
             log_odds = self.calibration.slope * log_odds + self.calibration.intercept
         return _logistic(log_odds)
 
+    def evidence(self, probability: float) -> float:
+        """The log odds that `over_time` made a probability of, before any calibration."""
+        log_odds = math.log(max(probability, 1e-15) / max(1.0 - probability, 1e-15))
+        if self.calibration is not None:
+            log_odds = (log_odds - self.calibration.intercept) / self.calibration.slope
+        return log_odds
+
 
 def _logistic(log_odds: float) -> float:
     return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, log_odds))))

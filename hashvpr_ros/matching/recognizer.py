@@ -15,6 +15,7 @@ from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.engine.preprocess import check_rgb, resize
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.map.verdicts import StoredVerdict
 from hashvpr_ros.mapping.keyframes import KeyframeSelector
 from hashvpr_ros.matching.matcher import Matched, Matcher
 from hashvpr_ros.matching.probability import ProbabilityModel
@@ -26,6 +27,7 @@ from hashvpr_ros.types import (
     Pose,
     Reason,
     StageTimes,
+    Verdict,
 )
 
 _THUMBNAIL_QUALITY = 80
@@ -141,6 +143,27 @@ class Recognizer:
                 decision = self._store(decision, matched, image)
             return decision
 
+    def verdict(self, stamp_ns: int, camera: str, match_id: int, verdict: Verdict) -> bool:
+        """Learn what the back end made of an accepted match, and keep it in the map.
+
+        Args:
+            stamp_ns, camera: of the query.
+            match_id: keyframe of the map.
+
+        Returns:
+            whether there was such a match of late.
+
+        Raises:
+            MapError: it could not be written; it counts all the same until the map is closed.
+        """
+        with self._lock:
+            closure = self._matcher.verdict(stamp_ns, camera, match_id, verdict)
+            if closure is not None and not self._map.read_only:
+                self._map.add_verdict(
+                    StoredVerdict(stamp_ns, match_id, verdict.value, closure.log_odds)
+                )
+            return closure is not None
+
     def recognize(
         self, image: NDArray[np.uint8], camera: str = "camera", max_hypotheses: int = 0
     ) -> Decision:
@@ -220,7 +243,7 @@ class Recognizer:
                     thumbnail=thumbnail_jpeg(image, self._config.map.thumbnail_px),
                 )
                 selector.added(stamp_ns, pose, code)
-                self._matcher.stored(keyframe_id, stamp_ns, pose, matched)
+                self._matcher.stored(keyframe_id, stamp_ns, pose, decision.camera, matched)
             self._map.flush_if_due()
         except MapError as e:  # the robot still wants to know where it is
             problem = str(e)

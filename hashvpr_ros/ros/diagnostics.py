@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from hashvpr_ros.msg import StageTimes
+from hashvpr_ros.types import Verdict
 
+_VERDICTS = (*(v.value for v in Verdict), "passed_over")
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 # A fault is reported for this long after it last happened, so that no aggregator misses it.
 _FAULT_SHOWN_S = 10.0
@@ -55,6 +57,7 @@ class Stats:
         self.last_failure = ""
         self.last_failure_s = float("-inf")
         self.closures = 0
+        self.verdicts: Counter[str] = Counter()
 
     def start(self, cameras: dict[str, str]) -> None:
         """Begin to count anew, for these cameras (topic by name)."""
@@ -91,6 +94,11 @@ class Stats:
             self.cameras[camera].processed += 1
             self.closures += accepted
             self._times.append(tuple(getattr(times, s) for s in _STAGES))
+
+    def judged(self, verdict: Verdict | None) -> None:
+        """Count what the back end said of a closure; None: a verdict that was passed over."""
+        with self.lock:
+            self.verdicts["passed_over" if verdict is None else verdict.value] += 1
 
     def failed(self, reason: str, camera: str = "") -> None:
         """Count a failure of the engine or the map, and of the image that it cost."""
@@ -165,6 +173,7 @@ def node_status(
         "state": state,
         "failures": stats.failures,
         "loop_closures": stats.closures,
+        **{f"verdicts_{v}": stats.verdicts[v] for v in _VERDICTS},
         "memory_resident_mib": f"{resident_bytes() / 2**20:.1f}",
     }
     if runtime is not None:

@@ -21,6 +21,7 @@ from hashvpr_ros.config import Config, camera_names, image_topic
 from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
 from hashvpr_ros.mapping.sessions import StampWatch
 from hashvpr_ros.msg import (
+    ClosureVerdict,
     DecisionLedger,
     LoopClosure,
     MapStatus,
@@ -34,7 +35,7 @@ from hashvpr_ros.ros.parameters import Parameters
 from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.ros.services import Services
-from hashvpr_ros.types import Mode
+from hashvpr_ros.types import Mode, Verdict
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
@@ -233,6 +234,11 @@ class VprNode(LifecycleNode):
             MapStatus, "~/map_status", latched, callback_group=group
         )
         self._last_status = None
+        self._verdicts = self.create_subscription(
+            ClosureVerdict, "~/verdicts", self._on_verdict, QoSProfile(depth=100),
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            qos_overriding_options=options,
+        )  # fmt: skip
 
     @_transition
     def on_activate(self, state: Any) -> TransitionCallbackReturn:
@@ -312,6 +318,7 @@ class VprNode(LifecycleNode):
             self.destroy_lifecycle_publisher(publisher)
         if self._publishers_of_state:
             self.destroy_publisher(self._pub_status)
+            self.destroy_subscription(self._verdicts)
         self._publishers_of_state = []
 
     # Images; in the worker's thread
@@ -371,6 +378,45 @@ class VprNode(LifecycleNode):
             self._pub_ledger.publish(
                 conversions.to_ledger(decision, decision.ledger, message.header)
             )
+
+    def _on_verdict(self, message: ClosureVerdict) -> None:
+        """Hand over what a back end says of a closure."""
+        runtime = self._runtime
+        if runtime is None:
+            return
+        try:
+            self._stats.judged(self._take_verdict(runtime, message))
+        except ConfigError as e:
+            self._stats.judged(None)
+            self.get_logger().warning(f"verdict passed over: {e}", throttle_duration_sec=10.0)
+        except HashVprError as e:
+            self._on_failure(e)
+        except Exception as e:
+            self._on_failure(e)
+            self.get_logger().debug(traceback.format_exc())
+
+    def _take_verdict(self, runtime: Runtime, message: ClosureVerdict) -> Verdict:
+        try:
+            verdict = Verdict(message.verdict)
+        except ValueError:
+            choices = ", ".join(v.value for v in Verdict)
+            raise ConfigError(
+                f"there is none {message.verdict!r}; give one of {choices}"
+            ) from None
+        if message.map_id != runtime.map.map_id:
+            raise ConfigError(
+                f"it is of map {message.map_id!r}, and {runtime.map.map_id} is in use; copy "
+                "map_id from the LoopClosure"
+            )
+        stamp_ns = conversions.stamp_to_ns(message.query_stamp)
+        match_id = message.match_keyframe_id
+        if not runtime.recognizer.verdict(stamp_ns, message.query_camera, match_id, verdict):
+            raise ConfigError(
+                f"no closure of camera {message.query_camera!r} at {stamp_ns / 1e9:.3f} s with "
+                f"keyframe {match_id} was published of late; copy query_stamp, query_camera and "
+                "match_keyframe_id from the LoopClosure"
+            )
+        return verdict
 
     def _on_failure(self, error: Exception, camera: str = "") -> None:
         """Count and say a failure that the node survives, and the image that it cost."""

@@ -137,5 +137,6 @@ def test_every_service_file_is_served_and_every_topic_is_private():
         "~/loop_closures",
         "~/descriptors",
         "~/ledger",
+        "~/verdicts",
         "~/map_status",
     }

@@ -13,6 +13,7 @@ from hashvpr_ros.evaluation.calibrate import Queries, calibrate, right_by_pose
 from hashvpr_ros.evaluation.recorded import RecordedEngine
 from hashvpr_ros.map.calibration import Calibration, from_text, to_text
 from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.map.verdicts import StoredVerdict
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.types import Descriptor, Mode
 
@@ -159,3 +160,16 @@ def test_right_is_near_and_looking_the_same_way(place_map):
     )
     # Keyframe i + 1 is at i metres; 3 m aside, 4 m reach 2.6 m along.
     assert right_by_pose(queries, place_map, 4.0, 0.7) == [{9, 10, 11, 12, 13}, set(), set()]
+
+
+def test_verdicts_of_back_ends_count_beside_the_images(world, place_map):
+    queries = world.drive(1.0, 2)
+    right = right_by_pose(queries, place_map, 4.0, math.pi)
+    before = calibrate(queries, right, place_map, INFO, CONFIG).calibration
+    for i in range(200):
+        place_map.add_verdict(StoredVerdict(i, 1, "accepted", 6.0))
+        place_map.add_verdict(StoredVerdict(i, 2, "rejected_by_graph", 5.0))
+    place_map.add_verdict(StoredVerdict(1, 3, "accepted", None))  # odometry had a say in it
+    after = calibrate(queries, right, place_map, INFO, CONFIG).calibration
+    assert (after.right, after.wrong) == (before.right + 200, before.wrong + 200)
+    assert after.intercept < before.intercept - 0.5 or after.slope < 0.9 * before.slope

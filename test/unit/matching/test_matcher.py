@@ -10,7 +10,7 @@ from hashvpr_ros.datasets.bag_writer import planar_pose
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.matcher import Matcher
 from hashvpr_ros.matching.probability import ProbabilityModel
-from hashvpr_ros.types import Descriptor, Reason
+from hashvpr_ros.types import Descriptor, Reason, Verdict
 
 DIM = 128
 S = 10**9
@@ -54,7 +54,7 @@ def drive(matcher, world, places, *, poses=True, start_s=0, noise=1.0):
         pose = world.pose(place) if poses else None
         matched = matcher.match(descriptor, stamp_ns, pose, "camera", exclude=True)
         id_ = matcher.map.add(camera="camera", stamp_ns=stamp_ns, pose=pose, descriptor=descriptor)
-        matcher.stored(id_, stamp_ns, pose, matched)
+        matcher.stored(id_, stamp_ns, pose, "camera", matched)
         matches.append(matched)
     return matches
 
@@ -196,3 +196,46 @@ def test_an_empty_map_and_a_young_one(place_map):
     assert {m.reason for m in matches[1:20]} == {Reason.NO_CANDIDATE}
     assert matches[0].new_place_probability == 1.0
     assert accepted(matches) == 0
+
+
+def test_a_rejected_pair_of_places_is_not_offered_again(place_map):
+    """Two halves that look the same, and no odometry that tells them apart; the back end does."""
+    world = World(300, repeats=2)
+    matcher = make(place_map, matching__max_drift=0.0, publish__ledger=True)
+    rejected = {}
+    for i in range(300):
+        (matched,) = drive(matcher, world, [i], start_s=i)
+        if matched.reason is Reason.ACCEPTED:  # place i - 150 looks the same
+            match_id = matched.hypotheses[0].keyframe.id
+            assert abs(match_id - 1 - (i - 150)) <= 6
+            assert not any(
+                i - before <= 5 and abs(match_id - other) <= 12
+                for before, other in rejected.items()
+            )
+            rejected[i] = match_id
+            found = matcher.verdict(i * S, "camera", match_id, Verdict.REJECTED_BY_GRAPH)
+            assert found.query_id == i + 1 and found.log_odds is not None
+            assert matcher._tracks == {}
+    assert 0 < len(rejected) < 12
+
+
+def test_right_places_are_rejected_where_the_robot_is_back_at_them(place_map):
+    """On the third lap odometry says so: the rejected match of the second is not offered."""
+    world = World(150)
+    matcher = make(place_map)
+    matches = drive(matcher, world, range(300))
+    query = next(i for i in range(240, 300) if matches[i].reason is Reason.ACCEPTED)
+    match_id = matches[query].hypotheses[0].keyframe.id
+    assert matcher.verdict(query * S, "camera", match_id, Verdict.ACCEPTED).query_id == query + 1
+    assert matcher.verdict(query * S, "rear", match_id, Verdict.ACCEPTED) is None
+    matcher.verdict(query * S, "camera", match_id, Verdict.REJECTED_BY_GEOMETRY)
+    third = drive(matcher, world, range(300, query + 151), start_s=300)
+    assert all(abs(h.keyframe.id - match_id) > 12 for h in third[-1].hypotheses)
+    assert third[-1].reason is Reason.ACCEPTED  # by the keyframes of the second lap
+
+
+def test_verdicts_of_what_was_not_accepted(place_map):
+    world = World(150)
+    matcher = make(place_map)
+    drive(matcher, world, range(20))
+    assert matcher.verdict(3 * S, "camera", 1, Verdict.REJECTED_BY_GRAPH) is None

@@ -74,7 +74,7 @@ def test_after_laps_of_drift_a_closure_makes_odometry_sharp_again():
         if i >= 200 and i % 10 == 0:
             match = i % 200 + 1
             assert sharp.possible(np.array([match]))[0], i
-            sharp.close(pose, match, poses[match - 1])
+            sharp.close(i * S, pose, match, poses[match - 1])
         for odometer in (blind, sharp):
             odometer.mark(i + 1, i * S, pose)
     here = len(poses) - 1  # the end of a lap
@@ -95,7 +95,7 @@ def test_poses_turned_against_one_another_are_still_one_place():
         odometer.move(planar_pose(100.0, 15.0 * i, math.pi / 2))
     second = [planar_pose(95.0 + 1.0, 285.0 + 0.5 * i, math.pi / 2) for i in range(60)]
     odometer.move(second[0])
-    odometer.close(second[0], 1, first[0])
+    odometer.close(0, second[0], 1, first[0])
     for pose in second:
         odometer.move(pose)
     # 29.5 m after the closure at keyframe 1: keyframe 30 is there, keyframe 90 is not, though both
@@ -114,7 +114,7 @@ def test_odometry_that_was_restarted_says_nothing_of_before():
     assert not odometer.possible(np.array([1]))[0]
     assert odometer.move(planar_pose(0.0, 0.0, 0.0)) is None  # 99 m in one step
     assert odometer.possible(np.array([1, 50, 100])).all() and not odometer.knows(1)
-    odometer.close(planar_pose(0.0, 0.0, 0.0), 1, planar_pose(0.0, 0.0, 0.0))
+    odometer.close(0, planar_pose(0.0, 0.0, 0.0), 1, planar_pose(0.0, 0.0, 0.0))
     drive(odometer, straight(60), first_id=101)
     assert not odometer.possible(np.array([101]))[0]
     other = Pose((59.0, 0.0, 0.0), frame_id="map")
@@ -164,3 +164,39 @@ def test_how_far_apart_keyframes_are():
     still = Odometer(0.1)
     drive(still, [None] * 50)
     assert still.spacing_m() is None and not still.has_poses
+
+
+@pytest.mark.parametrize("wrong_at", [250, 430, 510])
+def test_a_closure_that_is_forgotten_leaves_nothing_behind(wrong_at):
+    """Also not in what was anchored after it, directly or by closures with what it had moved."""
+    poses = list(circle(4, drift_rad_per_m=0.0004))
+    never, forgot = Odometer(0.1), Odometer(0.1)
+    for i, pose in enumerate(poses):
+        for odometer in (never, forgot):
+            odometer.move(pose)
+        if i == wrong_at:
+            forgot.close(i * S, pose, 60, poses[59])
+        elif i >= 220 and i % 40 == 0:
+            for odometer in (never, forgot):
+                odometer.close(i * S, pose, i - 199, poses[i - 200])
+        for odometer in (never, forgot):
+            odometer.mark(i + 1, i * S, pose)
+    ids = np.arange(1, len(poses) + 1)
+    assert np.abs(never.positions(ids) - forgot.positions(ids)).max() > 5.0
+    forgot.forget(wrong_at * S, 61)  # another match than that which was made
+    assert np.abs(never.positions(ids) - forgot.positions(ids)).max() > 5.0
+    forgot.forget(wrong_at * S, 60)
+    np.testing.assert_allclose(never.positions(ids), forgot.positions(ids), atol=1e-9)
+    assert (never.possible(ids) == forgot.possible(ids)).all()
+    for odometer in (never, forgot):  # and the future is the same
+        odometer.move(planar_pose(1.0, 2.0, 0.5))
+        odometer.mark(len(poses) + 1, len(poses) * S, planar_pose(1.0, 2.0, 0.5))
+    np.testing.assert_allclose(never._real[:801], forgot._real[:801], atol=1e-9)
+
+
+def test_where_keyframes_were_made_the_robot_is_again():
+    odometer = Odometer(0.1)
+    ids = drive(odometer, straight(50))
+    assert odometer.here(ids).tolist() == [49 - i <= 6 for i in range(50)]
+    assert not odometer.here(np.array([0, 51, 1000])).any()
+    assert not Odometer(0.0).here(ids).any()
