@@ -29,6 +29,7 @@ def setting(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     change: str = CONFIGURE,
+    items: type = str,
 ) -> Any:
     meta = {
         "doc": doc,
@@ -37,6 +38,7 @@ def setting(
         "high": high,
         "choices": choices,
         "change": change,
+        "items": items,  # of a list
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -241,6 +243,32 @@ class InputConfig:
         [],
         "Names of the cameras, in the order of the topics. Empty: the topics' names.",
     )
+    camera_headings: list[float] = setting(
+        [],
+        "How the cameras are turned in the robot, to the left from ahead, in the order of the "
+        "topics: 0 for one that looks ahead, 3.14 for one that looks back. Empty: from tf where "
+        "heading_frame is given, else unknown.",
+        unit="rad",
+        low=-6.3,
+        high=6.3,
+        items=float,
+    )
+    heading_frame: str = setting(
+        "",
+        "Frame of the robot, x ahead, as base_link: the headings are taken from tf (needs "
+        "tf2_ros) by the frame_id of the images, of which those in _optical or _optical_frame "
+        "look along z, others along x.",
+    )
+    sync_s: float = setting(
+        0.05,
+        "With several cameras: images stamped within this time of each other are of one instant, "
+        "which is judged as a whole, and the first of them waits no longer for the others. 0: "
+        "each by itself.",
+        unit="s",
+        low=0.0,
+        high=1.0,
+        change=LIVE,
+    )
     compressed: bool = setting(
         False,
         "Subscribe to sensor_msgs/CompressedImage on <topic>/compressed instead of Image.",
@@ -345,6 +373,7 @@ class Setting:
     high: float | None
     choices: tuple[str, ...]
     change: str  # LIVE, CONFIGURE or START
+    items: type  # of what a list is: str or float
 
 
 def settings(config: Any = None) -> Iterator[Setting]:
@@ -367,9 +396,7 @@ def problem_with(setting: Setting, value: Any) -> str:
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if expected is list:
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            return f"{setting.name} must be a list of strings, not {value!r}"
-        return ""
+        return _problem_with_list(setting, value)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         return f"{setting.name} must be of type {expected.__name__}, not {value!r}"
     if setting.choices and value not in setting.choices:
@@ -381,6 +408,22 @@ def problem_with(setting: Setting, value: Any) -> str:
             return f"{setting.name} must be at least {setting.low:g}, not {value!r}"
         if setting.high is not None and value > setting.high:
             return f"{setting.name} must be at most {setting.high:g}, not {value!r}"
+    return ""
+
+
+def _problem_with_list(setting: Setting, value: Any) -> str:
+    numbers = setting.items is float
+    what = "numbers" if numbers else "strings"
+    kinds = (int, float) if numbers else (str,)
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(v, kinds) and not isinstance(v, bool) for v in value
+    ):
+        return f"{setting.name} must be a list of {what}, not {value!r}"
+    if numbers and not all(math.isfinite(v) for v in value):
+        return f"{setting.name} must be finite numbers, not {value!r}"
+    low, high = setting.low, setting.high
+    if low is not None and high is not None and not all(low <= v <= high for v in value):
+        return f"{setting.name} must be from {low:g} to {high:g}, not {value!r}"
     return ""
 
 
@@ -414,13 +457,28 @@ def with_values(config: _Group, values: Mapping[str, Any]) -> _Group:
         if isinstance(known[name].default, float):
             value = float(value)
         elif isinstance(known[name].default, list):
-            value = list(value)
+            value = [known[name].items(v) for v in value]
         group, _, leaf = name.rpartition(".")
         (groups.setdefault(group, {}) if group else top)[leaf] = value
     for group, leaves in groups.items():
         top[group] = dataclasses.replace(getattr(config, group), **leaves)
     changed: _Group = dataclasses.replace(config, **top)  # type: ignore[type-var]
     return changed
+
+
+def camera_headings(config: Config) -> dict[str, float]:
+    """Headings by camera name, radians; empty where none are given.
+
+    Raises:
+        ConfigError: headings that are too few or too many; see `camera_names`, too.
+    """
+    names, headings = list(camera_names(config)), config.input.camera_headings
+    if headings and len(headings) != len(names):
+        raise ConfigError(
+            f"input.camera_headings has {len(headings)} headings for {len(names)} topics in "
+            "input.image_topics; give as many, or none"
+        )
+    return dict(zip(names, headings, strict=True)) if headings else {}
 
 
 def camera_names(config: Config) -> dict[str, str]:

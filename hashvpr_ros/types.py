@@ -37,6 +37,7 @@ class Reason(str, Enum):
     NO_SEQUENCE_SUPPORT = "no_sequence_support"  # the images before it point elsewhere
     ODOMETRY_CONFLICT = "odometry_conflict"  # by odometry the robot can be at no candidate
     REJECTED = "rejected"  # the back end has rejected the candidates that odometry allows
+    OUTVOTED = "outvoted"  # another camera of the instant is surer of another place
     NO_CANDIDATE = "no_candidate"  # the map holds nothing outside the excluded recent past
     MAP_EMPTY = "map_empty"
     MAPPING_ONLY = "mapping_only"  # mode `mapping` does not query
@@ -93,6 +94,12 @@ class Keyframe:
     camera: str
     stamp_ns: int
     pose: Pose | None = None
+    # Views of several cameras at one instant have one; along a session it ascends by one.
+    place: int = 0  # 0: the id
+
+    def __post_init__(self) -> None:
+        if not self.place:
+            object.__setattr__(self, "place", self.id)
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,9 @@ class Hypothesis:
     distinctness: float  # similarity less that of the best candidate at another place
     probability: float  # that this match is right, 0 to 1
     sequence_support: float  # share of the preceding views that lead to it, 0 to 1
+    # How the robot is turned against that which made the keyframe, -pi to pi; None: unknown.
+    relative_heading_rad: float | None = None
+    votes: int = 1  # cameras of the instant whose best hypothesis is of this place
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,7 @@ def _read_truth(bag: Path, truth: str) -> Callable[[int], Pose | None]:
 
 
 def _replay(frames: BagFrames, cameras: dict[str, str], config: Config, ledger_path: Path) -> _Run:
+    from hashvpr_ros.config import camera_headings
     from hashvpr_ros.datasets.ledger_writer import LedgerWriter
     from hashvpr_ros.engine.factory import open_engine
     from hashvpr_ros.evaluation.decisions import line_of_decision
@@ -275,7 +276,9 @@ def _replay(frames: BagFrames, cameras: dict[str, str], config: Config, ledger_p
             progress_bar(len(frames), "replaying") as bar,
         ):
             recognizer = Recognizer(engine, place_map, config, mode=mode)
-            for decision in replay(frames, recognizer, place_map, cameras):
+            recognizer.set_headings(camera_headings(config))
+            sync_s = config.input.sync_s
+            for decision in replay(frames, recognizer, place_map, cameras, sync_s):
                 if decision.store_error:
                     raise MapError(decision.store_error)
                 if ledgers is not None and decision.ledger is not None:

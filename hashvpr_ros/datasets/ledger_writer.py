@@ -105,6 +105,9 @@ class LedgerWriter:
             distinctness=hypothesis.distinctness,
             probability=hypothesis.probability,
             sequence_support=hypothesis.sequence_support,
+            has_relative_heading=hypothesis.relative_heading_rad is not None,
+            relative_heading=hypothesis.relative_heading_rad or 0.0,
+            votes=min(hypothesis.votes, 255),
         )
 
     def _candidate(self, entry: LedgerEntry) -> Any:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.distinct import NEAR_KEYFRAMES, SamePlaces, show_one_place
@@ -56,7 +55,7 @@ def audit(place_map: PlaceMap, progress: Callable[[int], object] = lambda _: Non
     ids = place_map.ids()
     if not len(ids):
         return Audit(0, 1.0, 0, [])
-    threshold = _threshold(place_map, ids)
+    threshold = _threshold(place_map)
     keyframes: dict[int, Keyframe] = {}
     nothing = SamePlaces()
     found: dict[tuple[int, int], list[tuple[float, int, int, int]]] = {}
@@ -91,15 +90,19 @@ def audit(place_map: PlaceMap, progress: Callable[[int], object] = lambda _: Non
     return Audit(len(ids), threshold, len(alike), pairs)
 
 
-def _threshold(place_map: PlaceMap, ids: NDArray[np.int32]) -> float:
-    """Median similarity of keyframes and those a few further on in their session."""
-    sample = ids[np.linspace(0, len(ids) - 1, min(len(ids), 2000)).astype(int)]
-    ahead = sample + _AHEAD_KEYFRAMES
-    sessions = place_map.sessions_of(sample)
-    there = place_map.sessions_of(ahead) == sessions
+def _threshold(place_map: PlaceMap) -> float:
+    """Median similarity of views and those a few places further on in their session."""
+    ids = place_map.first_views()
+    last = len(ids) - 1 - _AHEAD_KEYFRAMES
+    if last < 0:
+        return 1.0
+    sample = np.linspace(0, last, min(last + 1, 2000)).astype(int)
+    here, ahead = ids[sample], ids[sample + _AHEAD_KEYFRAMES]
+    sessions = [place_map.sessions_of(place_map.places_of(of)) for of in (here, ahead)]
+    there = sessions[0] == sessions[1]
     if not there.any():
         return 1.0
-    first, second = place_map.features(sample[there]), place_map.features(ahead[there])
+    first, second = place_map.features(here[there]), place_map.features(ahead[there])
     return float(np.median(np.einsum("nd,nd->n", first, second)))
 
 

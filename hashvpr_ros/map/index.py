@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hashvpr_ros.types import CODE_BYTES
 
 _T = TypeVar("_T", bound=np.generic)
-_GROWTH = 1.25  # more would waste memory on large maps, less would copy too often
+_GROWTH = 1.18  # more would waste memory on large maps, less would copy too often
 _FIRST_ROWS = 1024
 
 
@@ -31,6 +31,7 @@ class HammingIndex:
         self._ids = np.empty(0, np.int32)
         self._sessions = np.empty(0, np.int32)
         self._stamps = np.empty(0, np.int64)
+        self._places = np.empty(0, np.int32)
         self._first_row: dict[int, int] = {}  # of each session
 
     def __len__(self) -> int:
@@ -47,22 +48,34 @@ class HammingIndex:
         return _frozen(self._ids[: self._n])
 
     @property
+    def places(self) -> NDArray[np.int32]:
+        """The place of each row, ascending, int32 [n], a read-only view.
+
+        Rows of one session and stamp that follow one another are the views of several cameras at
+        one place. It has the number that its first view's id would be if there were but one view
+        of each place before: neighbours along a session differ by one, whatever the cameras.
+        """
+        return _frozen(self._places[: self._n])
+
+    @property
+    def _columns(self) -> tuple[NDArray, ...]:
+        return self._codes, self._ids, self._sessions, self._stamps, self._places
+
+    @property
     def nbytes(self) -> int:
         """Resident memory, in bytes."""
-        arrays = (self._codes, self._ids, self._sessions, self._stamps)
-        return int(sum(a.nbytes for a in arrays))
+        return int(sum(a.nbytes for a in self._columns))
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of one row: code, id, session, stamp."""
-        arrays = (self._codes, self._ids, self._sessions, self._stamps)
-        return int(sum(a.itemsize * int(np.prod(a.shape[1:], dtype=int)) for a in arrays))
+        """Bytes of one row: code, id, session, stamp, place."""
+        return int(sum(a.itemsize * int(np.prod(a.shape[1:], dtype=int)) for a in self._columns))
 
     def reserve(self, rows: int) -> None:
         """Make room for so many rows in all, so that a load of known size copies nothing."""
         if rows <= len(self._ids):
             return
-        for name in ("_codes", "_ids", "_sessions", "_stamps"):
+        for name in ("_codes", "_ids", "_sessions", "_stamps", "_places"):
             old = getattr(self, name)
             new = np.empty((rows, *old.shape[1:]), old.dtype)
             new[: self._n] = old[: self._n]
@@ -92,7 +105,22 @@ class HammingIndex:
         self._ids[rows] = ids
         self._sessions[rows] = sessions
         self._stamps[rows] = stamps_ns
+        self._number(end)
         self._n = end
+
+    def _number(self, end: int) -> None:
+        """Number the places of the rows from `_n` to `end`."""
+        begin = self._n
+        if begin == end:
+            return
+        more = np.zeros(end - begin, np.int64)  # views of the place of the row before
+        first = max(begin, 1)
+        rows, before = slice(first, end), slice(first - 1, end - 1)
+        more[first - begin :] = (self._sessions[rows] == self._sessions[before]) & (
+            self._stamps[rows] == self._stamps[before]
+        )
+        extras = int(self._ids[begin - 1] - self._places[begin - 1]) if begin else 0
+        self._places[begin:end] = self._ids[begin:end] - (extras + np.cumsum(more))
 
     def excluded_rows(self, session: int, stamp_ns: int) -> NDArray[np.int64]:
         """The rows of a session stamped after `stamp_ns`, ascending, int64.
@@ -105,19 +133,19 @@ class HammingIndex:
         return first + np.flatnonzero(mine & (self._stamps[first : self._n] > stamp_ns))
 
     def sessions_of(
-        self, ids: NDArray[np.integer], session: int, stamp_ns: int | None
+        self, places: NDArray[np.integer], session: int, stamp_ns: int | None
     ) -> NDArray[np.int32]:
-        """Sessions of ids, int32 [n]: -1 for ids that are not there, or excluded.
+        """Sessions of places, int32 [n]: -1 for places that are not there, or excluded.
 
         Args:
-            ids: in any order.
+            places: in any order.
             session, stamp_ns: what `excluded_rows` excludes; None: nothing.
         """
         if not self._n:
-            return np.full(len(ids), -1, np.int32)
-        rows = np.minimum(np.searchsorted(self._ids[: self._n], ids), self._n - 1)
+            return np.full(len(places), -1, np.int32)
+        rows = np.minimum(np.searchsorted(self._places[: self._n], places), self._n - 1)
         sessions = self._sessions[rows]
-        absent = self._ids[rows] != ids
+        absent = self._places[rows] != places
         if stamp_ns is not None:
             absent |= (sessions == session) & (self._stamps[rows] > stamp_ns)
         sessions[absent] = -1

@@ -7,8 +7,9 @@ import threading
 import time
 import uuid
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import calibration, verdicts
+from hashvpr_ros.map import calibration, headings, verdicts
 from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
@@ -60,6 +61,7 @@ class PlaceMap:
         self.feature_dim = int(meta["feature_dim"])
         text = meta.get("calibration")
         self.calibration = None if text is None else calibration.from_text(text)
+        self.headings_rad: Mapping[str, float] = headings.from_text(meta.get("headings", "{}"))
         self.path = "" if store.path is None else str(store.path)
         self.read_only = store.read_only
         self._commit_period_s = commit_period_s
@@ -200,6 +202,18 @@ class PlaceMap:
             self._store.set_meta("calibration", None if new is None else calibration.to_text(new))
             self.calibration = new
 
+    def add_headings(self, new: Mapping[str, float]) -> None:
+        """Keep in the map how cameras are turned in the robot, radians to the left.
+
+        Raises:
+            MapError: read-only, or it cannot be written.
+        """
+        with self._lock:
+            self._check_writable()
+            if dict(self.headings_rad) != {**self.headings_rad, **new}:
+                self.headings_rad = {**self.headings_rad, **new}
+                self._store.set_meta("headings", headings.to_text(self.headings_rad))
+
     def add_verdict(self, new: verdicts.StoredVerdict) -> None:
         """Keep what a back end said of a closure.
 
@@ -286,25 +300,56 @@ class PlaceMap:
                 excluded = self._index.excluded_rows(number, exclude_after_ns)
             return self._index.search(np.ascontiguousarray(code), k, excluded)
 
+    def places_of(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The place of each keyframe, int64 [n]; from memory alone.
+
+        Views of several cameras at one instant are of one place; see `HammingIndex.places`.
+
+        Raises:
+            MapError: an id that the map does not hold.
+        """
+        with self._lock:
+            return self._index.places[self._rows(ids)].astype(np.int64)
+
+    def views_of(self, place: int) -> NDArray[np.int32]:
+        """Ids of the keyframes of a place, one for each camera, int32 [n]; none: no such place."""
+        with self._lock:
+            places = self._index.places
+            first, end = np.searchsorted(places, [place, place + 1])
+            return self._index.ids[first:end].copy()
+
+    def first_views(self) -> NDArray[np.int32]:
+        """The first keyframe of each place, ascending, int32 [n]."""
+        with self._lock:
+            first = np.diff(self._index.places, prepend=-1) != 0
+            return self._index.ids[first]
+
+    def _rows(self, ids: NDArray[np.integer]) -> NDArray[np.intp]:
+        rows = np.searchsorted(self._index.ids, ids)
+        rows = np.minimum(rows, len(self._index) - 1)
+        if len(ids) and (not len(self._index) or (self._index.ids[rows] != ids).any()):
+            self.keyframes(ids)  # says which there is not
+        return rows
+
     def sessions_of(
         self,
-        ids: NDArray[np.integer],
+        places: NDArray[np.integer],
         *,
         exclude_session: str = "",
         exclude_after_ns: int | None = None,
     ) -> NDArray[np.int32]:
-        """A number for the session of each id, int32 [n]; from memory alone.
+        """A number for the session of each place, int32 [n]; from memory alone.
 
         Args:
             exclude_session, exclude_after_ns: as for `search`.
 
         Returns:
-            positive numbers; -1 for an id that the map does not hold, or that is excluded.
+            positive numbers; -1 for a place that the map does not hold, or that is excluded.
         """
         with self._lock:
             self._check_open()
             number = self._session_numbers.get(exclude_session, 0)
-            return self._index.sessions_of(ids, number, exclude_after_ns)
+            return self._index.sessions_of(places, number, exclude_after_ns)
 
     def features(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Float features of keyframes, in the order of the ids: float32 [n, D].
@@ -356,10 +401,15 @@ class PlaceMap:
             for chunk in _chunks([i for i in wanted if i not in found]):
                 for r in self._read(self._store.keyframes, chunk):
                     found[r[0]] = keyframe_from_columns(r)
-        try:
-            return [found[i] for i in wanted]
-        except KeyError as e:
-            raise MapError(f"{self.path}: there is no keyframe {e.args[0]}") from None
+            missing = next((i for i in wanted if i not in found), None)
+            if missing is not None:
+                raise MapError(f"{self.path}: there is no keyframe {missing}")
+            rows = np.searchsorted(self._index.ids, wanted)
+            places = self._index.places[rows].tolist()
+            return [
+                found[i] if p == i else replace(found[i], place=p)
+                for i, p in zip(wanted, places, strict=True)
+            ]
 
     def thumbnail(self, id_: int) -> bytes | None:
         """The JPEG of a keyframe, or None where none was stored."""
@@ -376,11 +426,7 @@ class PlaceMap:
             MapError: an id that the map does not hold.
         """
         with self._lock:
-            rows = np.searchsorted(self._index.ids, ids)
-            rows = np.minimum(rows, len(self._index) - 1)
-            if len(ids) and (not len(self._index) or (self._index.ids[rows] != ids).any()):
-                self.keyframes(ids)  # says which there is not
-            return self._index.codes[rows]
+            return self._index.codes[self._rows(ids)]
 
     def codes(self) -> NDArray[np.uint8]:
         """A copy of all codes, uint8 [n, 64], in the order of `ids`."""

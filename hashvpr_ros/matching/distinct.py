@@ -31,23 +31,23 @@ class SamePlaces:
     def __init__(self) -> None:
         self._linked: dict[int, set[int]] = {}
 
-    def add(self, query_id: int, match_id: int) -> None:
-        """Remember that two keyframes show one place."""
-        a, b = query_id // NEAR_KEYFRAMES, match_id // NEAR_KEYFRAMES
+    def add(self, query_place: int, match_place: int) -> None:
+        """Remember that two places, by their numbers, are one."""
+        a, b = query_place // NEAR_KEYFRAMES, match_place // NEAR_KEYFRAMES
         self._linked.setdefault(a, set()).add(b)
         self._linked.setdefault(b, set()).add(a)
 
-    def remove(self, query_id: int, match_id: int) -> None:
-        """Forget that two keyframes show one place, which was wrong."""
-        a, b = query_id // NEAR_KEYFRAMES, match_id // NEAR_KEYFRAMES
+    def remove(self, query_place: int, match_place: int) -> None:
+        """Forget that two places are one, which was wrong."""
+        a, b = query_place // NEAR_KEYFRAMES, match_place // NEAR_KEYFRAMES
         self._linked.get(a, set()).discard(b)
         self._linked.get(b, set()).discard(a)
 
-    def linked(self, a_id: int, b_id: int) -> bool:
-        """Whether keyframes near a and near b were matched."""
+    def linked(self, a_place: int, b_place: int) -> bool:
+        """Whether places near a and near b were matched."""
         if not self._linked:
             return False
-        a, b = a_id // NEAR_KEYFRAMES, b_id // NEAR_KEYFRAMES
+        a, b = a_place // NEAR_KEYFRAMES, b_place // NEAR_KEYFRAMES
         return any(
             other in self._linked.get(near, ())
             for near in (a - 1, a, a + 1)
@@ -119,9 +119,9 @@ def show_one_place(a: Keyframe, b: Keyframe, same: SamePlaces) -> bool:
     """Whether two keyframes are known to show the same place: by session, id, stamp or pose."""
     if a.session != b.session:
         return False
-    if abs(a.id - b.id) <= NEAR_KEYFRAMES or abs(a.stamp_ns - b.stamp_ns) <= NEAR_NS:
+    if abs(a.place - b.place) <= NEAR_KEYFRAMES or abs(a.stamp_ns - b.stamp_ns) <= NEAR_NS:
         return True
-    if same.linked(a.id, b.id):
+    if same.linked(a.place, b.place):
         return True
     metres = apart_m(a.pose, b.pose)
     return metres is not None and metres <= NEAR_M

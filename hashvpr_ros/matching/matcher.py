@@ -1,9 +1,10 @@
-"""From a descriptor to hypotheses and a verdict: search, re-ranking, evidence over time."""
+"""From descriptors to hypotheses and a verdict: candidates, evidence over time, votes."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,18 +14,15 @@ from hashvpr_ros.config import Config
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.bayes import likelihood_ratios
 from hashvpr_ros.matching.distinct import (
-    MIN_OTHER_PLACES,
-    NEAR_KEYFRAMES,
     NEAR_M,
-    RankedCandidates,
     SamePlaces,
     distinctness,
     show_one_place,
 )
+from hashvpr_ros.matching.finder import Finder, Found, Recent
 from hashvpr_ros.matching.ledger import judge_candidates
 from hashvpr_ros.matching.odometer import Odometer
 from hashvpr_ros.matching.probability import ProbabilityModel
-from hashvpr_ros.matching.rerank import candidates, rerank
 from hashvpr_ros.matching.track import Place, Track
 from hashvpr_ros.matching.verdicts import Closure, Verdicts
 from hashvpr_ros.poses import apart_m
@@ -39,18 +37,14 @@ from hashvpr_ros.types import (
     Verdict,
 )
 
-# Keyframes on either side of the likeliest one among which the best candidate is taken for it.
-_SAME_VIEW_KEYFRAMES = 4
-# Of a hundred candidates so many are of other places than the one that was passed most often, else
-# so many times more are looked at: on the twentieth lap the nearest hundred would all show one
-# place, and nothing would be left to compare it with.
-_OTHERS, _DEEPER = 30, 10
-_SAMPLE = 300  # keyframes to learn from how far apart they are
+# Places on either side of the likeliest one among which the best candidate is taken for it.
+_SAME_VIEW_PLACES = 4
+_SAMPLE = 300  # places to learn from how far apart they are
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What an image shows, by its descriptor and the past of its camera."""
+    """What an image shows, by its descriptor and the past of the robot."""
 
     reason: Reason
     hypotheses: tuple[Hypothesis, ...] = ()
@@ -64,7 +58,7 @@ class Matched:
 
 
 class Matcher:
-    """Judges images against a map, and remembers what each camera has seen.
+    """Judges images against a map, and remembers what the robot has seen.
 
     Args:
         place_map: that is searched.
@@ -75,6 +69,7 @@ class Matcher:
     def __init__(self, place_map: PlaceMap, config: Config, probability: ProbabilityModel) -> None:
         self.map = place_map
         self.config = config
+        self.headings_rad: Mapping[str, float] = {}  # of cameras in the robot, as far as known
         self._probability = probability
         self._same_places = SamePlaces()
         self._map_spacing_m: float | None = None  # 0 where it cannot be known
@@ -82,65 +77,99 @@ class Matcher:
 
     def reset(self) -> None:
         """Forget what was seen, as after a jump in time or place."""
-        self._tracks: dict[str, Track] = {}
         self.odometer = Odometer(self.config.matching.max_drift)
+        self._finder = Finder(self.map, self.odometer)
         self._verdicts = Verdicts()
-        self._exclude_session = ""
-        self._exclude_after_ns: int | None = None
+        self._recent = Recent()
         self._now_ns: int | None = None  # stamp of the image; None: it has no past
+        self._forget_track()
+
+    def _forget_track(self) -> None:
+        self._track = Track(
+            self.config.matching.sequence_length, self.config.keyframes, self._sessions_of
+        )
 
     def set_config(self, config: Config) -> None:
         """Use other settings, from the next image on."""
-        if config.matching.sequence_length != self.config.matching.sequence_length:
-            self._tracks.clear()
-        self.config = config
+        before, self.config = self.config, config
+        if config.matching.sequence_length != before.matching.sequence_length:
+            self._forget_track()
         self.odometer.max_drift = config.matching.max_drift
 
     def match(
         self,
-        descriptor: Descriptor,
+        descriptors: Mapping[str, Descriptor],
+        stamps_ns: Mapping[str, int],
         stamp_ns: int,
         pose: Pose | None,
-        camera: str,
         *,
         exclude: bool,
-    ) -> Matched:
-        """Judge the next image of a camera.
+    ) -> dict[str, Matched]:
+        """Judge the images of an instant.
 
         Args:
+            descriptors: by camera.
+            stamps_ns: of the images by camera.
+            stamp_ns: of the instant.
             exclude: leave out the recent past of the session that is recorded.
         """
         matching = self.config.matching
         moved = self.odometer.move(pose)
         self._now_ns = stamp_ns
-        self._exclude_session = self.map.session if exclude else ""
-        self._exclude_after_ns = (
-            self.odometer.newest_allowed_ns(
+        self._recent = Recent()
+        if exclude:
+            newest_ns = self.odometer.newest_allowed_ns(
                 stamp_ns,
                 matching.exclude_recent_s,
                 matching.exclude_recent_m,
                 matching.exclude_recent_keyframes,
             )
-            if exclude
-            else None
-        )
-        track = self._track(camera)
-        track.begin(stamp_ns, descriptor.code, moved, self._spacing_m())
-        matched = self._judge(descriptor, track, matching.max_hypotheses)
-        best = matched.hypotheses[0] if matched.hypotheses else None
-        track.views.add(
-            stamp_ns,
-            descriptor.code,
-            best.keyframe if best else None,
-            best.distinctness if best else 0.0,
-            self._copies(best.keyframe, matched.candidates) if best else (),
-        )
-        if best is not None and matched.reason is Reason.ACCEPTED:
-            self.odometer.close(stamp_ns, pose, best.keyframe.id, best.keyframe.pose)
-            self._verdicts.accepted(
-                Closure(stamp_ns, camera, best.keyframe.id, self._evidence(best))
+            self._recent = Recent(self.map.session, newest_ns)
+        track = self._track
+        codes = {camera: d.code for camera, d in descriptors.items()}
+        track.begin(stamp_ns, codes, moved, self._spacing_m())
+        matched = self._judge(descriptors, track, matching.max_hypotheses)
+        for camera, m in matched.items():
+            best = m.hypotheses[0] if m.hypotheses else None
+            track.views(camera).add(
+                stamp_ns,
+                codes[camera],
+                best.keyframe if best else None,
+                best.distinctness if best else 0.0,
+                self._copies(best.keyframe, m.candidates) if best else (),
             )
+            if best is not None and m.reason is Reason.ACCEPTED:
+                self._verdicts.accepted(
+                    Closure(
+                        stamps_ns[camera],
+                        stamp_ns,
+                        camera,
+                        best.keyframe.id,
+                        best.keyframe.place,
+                        self._evidence(best),
+                    )
+                )
+        self._anchor(matched, stamp_ns, pose)
         return matched
+
+    def _anchor(self, matched: Mapping[str, Matched], stamp_ns: int, pose: Pose | None) -> None:
+        """Let odometry know of the surest accepted match whose direction is known."""
+        known = [
+            (m.hypotheses[0], heading)
+            for camera, m in matched.items()
+            if m.reason is Reason.ACCEPTED
+            and (heading := self._heading(camera, m.hypotheses[0])) is not None
+        ]
+        if known:
+            best, heading_rad = max(known, key=lambda item: item[0].probability)
+            match = best.keyframe
+            self.odometer.close(stamp_ns, pose, match.place, match.pose, heading_rad)
+
+    def _heading(self, camera: str, match: Hypothesis) -> float | None:
+        """How the robot is turned against that of a match; None: unknown."""
+        if match.relative_heading_rad is not None:
+            return match.relative_heading_rad
+        return 0.0 if match.keyframe.camera == camera else None
 
     def _evidence(self, match: Hypothesis) -> float | None:
         if self.config.matching.temporal != "both" or self._is_gated(match.keyframe):
@@ -155,46 +184,57 @@ class Matcher:
         A rejected one is undone: what odometry was anchored to, and what was believed of late. The
         pair of places is not offered again.
 
+        Args:
+            stamp_ns, camera: of the query.
+            match_id: keyframe of the map.
+
         Returns:
             the match; None where there was none such, or it is too long ago.
         """
         closure = self._verdicts.find(stamp_ns, camera, match_id)
         if closure is not None and verdict is not Verdict.ACCEPTED:
             self._verdicts.reject(closure)
-            self.odometer.forget(stamp_ns, match_id)
-            if closure.query_id:
-                self._same_places.remove(closure.query_id, match_id)
-            self._tracks.clear()
+            self.odometer.forget(closure.instant_ns, closure.match_place)
+            if closure.query_place:
+                self._same_places.remove(closure.query_place, closure.match_place)
+            self._forget_track()
         return closure
 
     def _copies(self, keyframe: Keyframe, found: Sequence[Candidate]) -> list[int]:
-        """Candidates that show the place of a keyframe on other laps of its session."""
-        ids = np.array([keyframe.id, *(c.keyframe_id for c in found)], np.int64)
-        return ids[1:][self._with_first(ids)[1:]].tolist()
+        """Places of candidates that show the place of a keyframe on other laps of its session."""
+        places = self.map.places_of(np.array([keyframe.id, *(c.keyframe_id for c in found)]))
+        return places[1:][self._finder.at_first(places)[1:]].tolist()
 
-    def match_alone(self, descriptor: Descriptor, count: int) -> Matched:
+    def match_alone(self, descriptor: Descriptor, camera: str, count: int) -> Matched:
         """Judge one image by itself against the whole map; nothing is remembered.
 
         Args:
             count: hypotheses at most.
         """
-        self._exclude_session, self._exclude_after_ns, self._now_ns = "", None, None
-        return self._judge(descriptor, None, count)
+        self._recent, self._now_ns = Recent(), None
+        return self._judge({camera: descriptor}, None, count)[camera]
 
     def stored(
-        self, keyframe_id: int, stamp_ns: int, pose: Pose | None, camera: str, matched: Matched
+        self,
+        keyframe_ids: Mapping[str, int],
+        stamps_ns: Mapping[str, int],
+        stamp_ns: int,
+        pose: Pose | None,
+        matched: Mapping[str, Matched],
     ) -> None:
-        """Learn that an image became a keyframe."""
-        self.odometer.mark(keyframe_id, stamp_ns, pose)
-        if matched.reason is Reason.ACCEPTED:
-            match_id = matched.hypotheses[0].keyframe.id
-            self._same_places.add(keyframe_id, match_id)
-            closure = self._verdicts.find(stamp_ns, camera, match_id)
-            if closure is not None:
-                self._verdicts.accepted(replace(closure, query_id=keyframe_id))
+        """Learn that the images of an instant became keyframes, by camera."""
+        place = int(self.map.places_of(np.array([min(keyframe_ids.values())]))[0])
+        self.odometer.mark(place, stamp_ns, pose)
+        for camera, m in matched.items():
+            if m.reason is Reason.ACCEPTED:
+                match = m.hypotheses[0].keyframe
+                self._same_places.add(place, match.place)
+                closure = self._verdicts.find(stamps_ns[camera], camera, match.id)
+                if closure is not None:
+                    self._verdicts.accepted(replace(closure, query_place=place))
 
     def _spacing_m(self) -> float | None:
-        """Metres between keyframes of this session, else of the map; None if unknown."""
+        """Metres between places of this session, else of the map; None if unknown."""
         own = self.odometer.spacing_m()
         if own is not None:
             return own
@@ -202,122 +242,119 @@ class Matcher:
             self._map_spacing_m = _spacing_of(self.map)
         return self._map_spacing_m or None
 
-    def _track(self, camera: str) -> Track:
-        if camera not in self._tracks:
-            self._tracks[camera] = Track(
-                self.config.matching.sequence_length, self.config.keyframes, self._sessions_of
-            )
-        return self._tracks[camera]
-
-    def _sessions_of(self, ids: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Sessions of keyframes at which the robot may be; -1 for others."""
+    def _sessions_of(self, places: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Sessions of places at which the robot may be; -1 for others."""
         sessions = self.map.sessions_of(
-            ids, exclude_session=self._exclude_session, exclude_after_ns=self._exclude_after_ns
+            places, exclude_session=self._recent.session, exclude_after_ns=self._recent.after_ns
         )
-        if self._exclude_after_ns is not None:
-            sessions[~self.odometer.possible(ids)] = -1
-        sessions[self._barred(ids)] = -1
+        if self._recent.after_ns is not None:
+            sessions[~self.odometer.possible(places)] = -1
+        sessions[self._barred(places)] = -1
         return sessions
 
-    def _barred(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Which keyframes the back end has rejected as matches of where the robot is, bool [n]."""
+    def _barred(self, places: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which places the back end has rejected as that where the robot is, bool [n]."""
         if self._now_ns is None:
-            return np.zeros(len(ids), bool)
-        return self._verdicts.barred(ids, self._now_ns, self.odometer)
+            return np.zeros(len(places), bool)
+        return self._verdicts.barred(places, self._now_ns, self.odometer)
 
     def _is_gated(self, keyframe: Keyframe) -> bool:
         """Whether odometry could have said that the robot is not at a keyframe."""
-        return self._exclude_after_ns is not None and self.odometer.knows(keyframe.id)
+        return self._recent.after_ns is not None and self.odometer.knows(keyframe.place)
 
-    def _judge(self, descriptor: Descriptor, track: Track | None, count: int) -> Matched:
+    def _judge(
+        self, descriptors: Mapping[str, Descriptor], track: Track | None, count: int
+    ) -> dict[str, Matched]:
         matching = self.config.matching
+        found = {
+            camera: self._finder.find(descriptor, matching.top_k, self._recent)
+            for camera, descriptor in descriptors.items()
+        }
         started = time.perf_counter()
-        ids, distances = self._search(descriptor.code)
-        searched = time.perf_counter()
-        if not len(ids):
-            empty = Reason.MAP_EMPTY if len(self.map) == 0 else Reason.NO_CANDIDATE
-            return Matched(
-                empty,
-                search_ms=1e3 * (searched - started),
-                newest_allowed_ns=self._exclude_after_ns,
-            )
-        order, similarities = rerank(self.map, ids, distances, descriptor.feature)
-        found = candidates(ids, distances, order, similarities)
-        ranked = RankedCandidates(self.map, found)
-        reranked = time.perf_counter()
-        possible = self._sessions_of(ids[order]) >= 0
+        possible = {camera: self._sessions_of(f.places) >= 0 for camera, f in found.items()}
         filtering = track if matching.temporal in ("filter", "both") else None
+        places: Sequence[Place] = ()
         if filtering is not None:
-            ratios = likelihood_ratios(similarities[order], self._others(ids[order]))
-            filtering.update(ids[order][possible], ratios[possible])
-        places = [] if filtering is None else filtering.places(count, self.odometer.positions)
-        chosen = self._choose(descriptor, ranked, np.flatnonzero(possible).tolist(), places, count)
-        hypotheses = tuple(self._weigh(descriptor, ranked, track, *each) for each in chosen)
-        barred = self._barred(ids[order])
-        if hypotheses:
-            reason = self._reason(hypotheses[0], alone=track is None)
-        else:
-            reason = Reason.REJECTED if barred.any() else Reason.ODOMETRY_CONFLICT
-        new = 1.0 - hypotheses[0].probability if hypotheses else 1.0
-        judged = time.perf_counter()
-        entries: tuple[LedgerEntry, ...] = ()
-        if self.config.publish.ledger:  # reads a keyframe of the map for each candidate
-            belief = None if filtering is None else filtering.filter.around(ids[order])
-            entries = judge_candidates(
-                ranked, possible, barred, belief, hypotheses, self._same_places
+            for camera, f in found.items():
+                if len(f.places):
+                    ratios = likelihood_ratios(f.similarities, self._finder.others(f.places))
+                    here = possible[camera]
+                    filtering.update(camera, f.places[here], ratios[here])
+            places = filtering.places(count, self.odometer.positions)
+        matched = {}
+        for camera, descriptor in descriptors.items():
+            matched[camera] = self._conclude(
+                camera, descriptor, found[camera], possible[camera], track, places, count
             )
+        matched = self._vote(matched)
+        temporal_ms = 1e3 * (time.perf_counter() - started) / len(matched)
+        return {
+            camera: replace(
+                m,
+                temporal_ms=temporal_ms,
+                entries=self._entries(found[camera], possible[camera], m, filtering),
+            )
+            for camera, m in matched.items()
+        }
+
+    def _conclude(
+        self,
+        camera: str,
+        descriptor: Descriptor,
+        found: Found,
+        possible: NDArray[np.bool_],
+        track: Track | None,
+        places: Sequence[Place],
+        count: int,
+    ) -> Matched:
+        """What one camera's image shows."""
+        hypotheses: tuple[Hypothesis, ...] = ()
+        if not found.candidates:
+            reason = Reason.MAP_EMPTY if len(self.map) == 0 else Reason.NO_CANDIDATE
+        else:
+            ranks = np.flatnonzero(possible).tolist()
+            chosen = self._choose(descriptor, found, ranks, places, count)
+            hypotheses = tuple(
+                self._weigh(camera, descriptor, found, track, *each) for each in chosen
+            )
+            if hypotheses:
+                reason = self._reason(hypotheses[0], alone=track is None)
+            elif self._barred(found.places).any():
+                reason = Reason.REJECTED
+            else:
+                reason = Reason.ODOMETRY_CONFLICT
         return Matched(
             reason,
             hypotheses,
-            found,
-            new,
-            1e3 * (searched - started),
-            1e3 * (reranked - searched),
-            1e3 * (judged - reranked),
-            self._exclude_after_ns,
-            entries,
+            found.candidates,
+            1.0 - hypotheses[0].probability if hypotheses else 1.0,
+            found.search_ms,
+            found.rerank_ms,
+            newest_allowed_ns=self._recent.after_ns,
         )
 
-    def _search(self, code: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Candidates by Hamming distance, not nearly all of one place that was passed often."""
-        top_k = self.config.matching.top_k
-        most = max(1, top_k - max(_OTHERS * top_k // 100, MIN_OTHER_PLACES + 4))
-        ids, distances = self._nearest(code, top_k)
-        if len(ids) == top_k and int(self._with_first(ids).sum()) > most:
-            ids, distances = self._nearest(code, _DEEPER * top_k)
-            same = self._with_first(ids)
-            chosen = np.flatnonzero(~same | (np.cumsum(same) <= most))[:top_k]
-            ids, distances = ids[chosen], distances[chosen]
-        return ids, distances
-
-    def _with_first(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Which keyframes are known, by odometry, to show the place of the first, bool [n]."""
-        positions = self.odometer.positions(ids)
-        # NaN is near nothing.
-        return np.asarray(np.linalg.norm(positions - positions[0], axis=1) <= NEAR_M)
-
-    def _nearest(
-        self, code: NDArray[np.uint8], count: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        return self.map.search(
-            code,
-            count,
-            exclude_session=self._exclude_session,
-            exclude_after_ns=self._exclude_after_ns,
+    def _entries(
+        self,
+        found: Found,
+        possible: NDArray[np.bool_],
+        matched: Matched,
+        filtering: Track | None,
+    ) -> tuple[LedgerEntry, ...]:
+        if not self.config.publish.ledger:  # it reads a keyframe of the map for each candidate
+            return ()
+        return judge_candidates(
+            found.ranked,
+            possible,
+            self._barred(found.places),
+            None if filtering is None else filtering.filter.around(found.places),
+            matched.hypotheses,
+            self._same_places,
         )
-
-    def _others(self, ids: NDArray[np.int32]) -> NDArray[np.bool_] | None:
-        """Which candidates, best first, are known to show another place than the best."""
-        same = self._with_first(ids)
-        if not same[0]:
-            return None
-        others = ~same & (np.abs(ids - ids[0]) > NEAR_KEYFRAMES)
-        return others if int(others.sum()) >= MIN_OTHER_PLACES else None
 
     def _choose(
         self,
         descriptor: Descriptor,
-        ranked: RankedCandidates,
+        found: Found,
         possible: Sequence[int],
         places: Sequence[Place],
         count: int,
@@ -327,6 +364,7 @@ class Matcher:
         Returns:
             keyframe, Hamming distance, similarity, and the filter's belief in the place.
         """
+        ranked = found.ranked
         chosen: list[tuple[Keyframe, int, float, float]] = []
 
         def is_new(keyframe: Keyframe) -> bool:
@@ -334,19 +372,18 @@ class Matcher:
                 show_one_place(keyframe, other[0], self._same_places) for other in chosen
             )
 
-        ids = np.array([ranked.found[i].keyframe_id for i in possible], np.int64)
+        numbers = found.places[possible]
         for place in places:
-            near = np.abs(ids - place.keyframe_id) <= _SAME_VIEW_KEYFRAMES
+            near = np.abs(numbers - place.number) <= _SAME_VIEW_PLACES
             if not near.any():  # perhaps on another lap
-                near = self._with_first(np.append(place.keyframe_id, ids))[1:]
+                near = self._finder.at_first(np.append(place.number, numbers))[1:]
             if near.any():
                 rank = possible[int(np.argmax(near))]  # the best of them
                 c, keyframe = ranked.found[rank], ranked.keyframe(rank)
                 seen = (keyframe, c.distance_bits, c.similarity, place.mass)
             else:
-                (keyframe,) = self.map.keyframes([place.keyframe_id])
-                seen = (keyframe, *self._compare(keyframe.id, descriptor), place.mass)
-            if is_new(keyframe):
+                seen = (*self._best_view(place.number, descriptor), place.mass)
+            if is_new(seen[0]):
                 chosen.append(seen)
         for rank in possible:
             if len(chosen) >= count:
@@ -357,16 +394,23 @@ class Matcher:
                 chosen.append((keyframe, c.distance_bits, c.similarity, 0.0))
         return chosen
 
-    def _compare(self, keyframe_id: int, descriptor: Descriptor) -> tuple[int, float]:
-        """Hamming distance and similarity of a keyframe that is no candidate."""
-        code = self.map.codes_of(np.array([keyframe_id]))[0]
-        distance = int(np.unpackbits(code ^ descriptor.code).sum())
-        return distance, float(self.map.features([keyframe_id])[0] @ descriptor.feature)
+    def _best_view(self, place: int, descriptor: Descriptor) -> tuple[Keyframe, int, float]:
+        """The view of a place that is most like an image, which found none of them.
+
+        Returns:
+            keyframe, Hamming distance, similarity.
+        """
+        ids = self.map.views_of(place)
+        similarities = self.map.features(ids) @ descriptor.feature
+        best = ids[[int(np.argmax(similarities))]]
+        distance = int(np.unpackbits(self.map.codes_of(best)[0] ^ descriptor.code).sum())
+        return self.map.keyframes(best)[0], distance, float(similarities.max())
 
     def _weigh(
         self,
+        camera: str,
         descriptor: Descriptor,
-        ranked: RankedCandidates,
+        found: Found,
         track: Track | None,
         keyframe: Keyframe,
         distance_bits: int,
@@ -374,10 +418,12 @@ class Matcher:
         mass: float,
     ) -> Hypothesis:
         matching = self.config.matching
-        distinct = distinctness(ranked, keyframe, similarity, matching.top_k, self._same_places)
+        distinct = distinctness(
+            found.ranked, keyframe, similarity, matching.top_k, self._same_places
+        )
         support, run_distinct = 0.0, distinct
         if track is not None:
-            run = track.views.run(descriptor.code, keyframe, distinct)
+            run = track.views(camera).run(descriptor.code, keyframe, distinct)
             support, run_distinct = run.support, run.distinctness
         temporal = matching.temporal if track is not None else "none"
         if temporal == "none":
@@ -390,7 +436,25 @@ class Matcher:
             probability = self._probability.over_time(
                 mass, support, run_distinct, by_odometry=self._is_gated(keyframe)
             )
-        return Hypothesis(keyframe, distance_bits, similarity, distinct, probability, support)
+        return Hypothesis(
+            keyframe,
+            distance_bits,
+            similarity,
+            distinct,
+            probability,
+            support,
+            self._relative_heading(camera, keyframe),
+        )
+
+    def _relative_heading(self, camera: str, match: Keyframe) -> float | None:
+        """How the robot is turned against that which made a keyframe, where headings are known.
+
+        Both cameras look the same way, each turned by its heading in its robot.
+        """
+        own, other = self.headings_rad.get(camera), self.map.headings_rad.get(match.camera)
+        if own is None or other is None:
+            return None
+        return math.remainder(other - own, 2.0 * math.pi)
 
     def _reason(self, best: Hypothesis, *, alone: bool) -> Reason:
         matching = self.config.matching
@@ -408,17 +472,50 @@ class Matcher:
             return Reason.NOT_DISTINCT if alike else Reason.BELOW_TARGET
         return Reason.ACCEPTED
 
+    def _vote(self, matched: dict[str, Matched]) -> dict[str, Matched]:
+        """Count which cameras see the place of each hypothesis; of a quarrel the surest wins."""
+        if len(matched) < 2:
+            return matched
+        bests = [m.hypotheses[0] for m in matched.values() if m.hypotheses]
+        surest = max(
+            (m.hypotheses[0] for m in matched.values() if m.reason is Reason.ACCEPTED),
+            key=lambda h: h.probability,
+            default=None,
+        )
+        result = {}
+        for camera, m in matched.items():
+            hypotheses = tuple(
+                replace(h, votes=sum(self._agree(h.keyframe, b.keyframe) for b in bests))
+                for h in m.hypotheses
+            )
+            reason = m.reason
+            if reason is Reason.ACCEPTED and surest is not None:
+                best = hypotheses[0].keyframe
+                one_session = best.session == surest.keyframe.session
+                if one_session and not self._agree(best, surest.keyframe):
+                    reason = Reason.OUTVOTED
+            result[camera] = replace(m, hypotheses=hypotheses, reason=reason)
+        return result
+
+    def _agree(self, a: Keyframe, b: Keyframe) -> bool:
+        if a.session == b.session:
+            return show_one_place(a, b, self._same_places)
+        metres = apart_m(a.pose, b.pose)
+        return metres is not None and metres <= NEAR_M
+
 
 def _spacing_of(place_map: PlaceMap) -> float:
-    """Median metres between keyframes that follow one another; 0 where they have no poses."""
-    ids = place_map.ids()
-    firsts = ids[np.linspace(0, max(len(ids) - 2, 0), min(len(ids), _SAMPLE)).astype(int)]
-    firsts = firsts[place_map.sessions_of(firsts + 1) > 0]
-    pairs = zip(place_map.keyframes(firsts), place_map.keyframes(firsts + 1), strict=True)
+    """Median metres between places that follow one another; 0 where they have no poses."""
+    ids = place_map.first_views()
+    if len(ids) < 2:
+        return 0.0
+    sample = np.linspace(0, len(ids) - 2, min(len(ids) - 1, _SAMPLE)).astype(int)
+    pairs = zip(
+        place_map.keyframes(ids[sample]), place_map.keyframes(ids[sample + 1]), strict=True
+    )
     steps = [
         metres
         for a, b in pairs
-        if (a.session, a.camera) == (b.session, b.camera)
-        and (metres := apart_m(a.pose, b.pose)) is not None
+        if a.session == b.session and (metres := apart_m(a.pose, b.pose)) is not None
     ]
     return float(np.median(steps)) if steps else 0.0

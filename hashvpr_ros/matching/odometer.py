@@ -22,7 +22,7 @@ from hashvpr_ros.types import Pose
 _JUMP_M = 20.0
 # A match and the query are not taken at one point.
 _NEAR_M = 10.0
-# To tell from how far apart keyframes are.
+# To tell from how far apart places are.
 _LEAST_KEYFRAMES, _RECENT_KEYFRAMES = 20, 1000
 _COLUMNS = 8  # of `_real`: way, raw x y z, anchored x y z, anchored way
 _REMEMBERED = 1000  # closures that can be forgotten when the back end rejects them
@@ -43,7 +43,7 @@ class _Closure:
     """An accepted match, and what it was anchored to before."""
 
     stamp_ns: int
-    first_row: int  # of the keyframes that were made from then on
+    first_row: int  # of the places that were made from then on
     match_row: int
     pose: NDArray[np.float64]  # 4 x 4 of the query
     match: NDArray[np.float64]  # and of the match, both raw
@@ -52,7 +52,7 @@ class _Closure:
 
 
 class Odometer:
-    """The way of one session: of each keyframe when, where and after what distance it was made.
+    """The way of one session: of each place when, where and after what distance it was made.
 
     Beside the raw poses it keeps anchored ones: as if an accepted closure had put the robot to
     where its match was. On a third lap both former laps then lie on one another.
@@ -67,11 +67,11 @@ class Odometer:
         self._last: Pose | None = None
         self._run = 0  # how often odometry was restarted
         self._count = 0
-        # Of keyframes, grown by doubling. Whole: id, stamp, run, correction.
+        # Of places, grown by doubling. Whole: number, stamp, run, correction.
         self._whole = np.zeros((64, 4), np.int64)
         self._real = np.zeros((64, _COLUMNS))
         self._anchor = _Anchor(np.eye(4))
-        self._corrections: list[NDArray[np.float64]] = []  # those that keyframes were made under
+        self._corrections: list[NDArray[np.float64]] = []  # those that places were made under
         self._closures: deque[_Closure] = deque(maxlen=_REMEMBERED)
 
     def move(self, pose: Pose | None) -> tuple[float, float] | None:
@@ -94,13 +94,13 @@ class Odometer:
         self.travelled_m += step_m
         return step_m, _turn_rad(last, pose)
 
-    def mark(self, keyframe_id: int, stamp_ns: int, pose: Pose | None) -> None:
-        """Remember a keyframe that was added to the map; ids and stamps ascend."""
+    def mark(self, place: int, stamp_ns: int, pose: Pose | None) -> None:
+        """Remember a place that was added to the map; numbers and stamps ascend."""
         if self._count == len(self._whole):
             self._whole = np.concatenate([self._whole, np.zeros_like(self._whole)])
             self._real = np.concatenate([self._real, np.zeros_like(self._real)])
         raw = np.full(3, np.nan) if pose is None else np.array(pose.position_m)
-        self._whole[self._count, :3] = keyframe_id, stamp_ns, self._run
+        self._whole[self._count, :3] = place, stamp_ns, self._run
         self._real[self._count, :4] = self.travelled_m, *raw
         self._count += 1
         self._lay(self._count - 1, self._count)
@@ -110,7 +110,7 @@ class Odometer:
         return self._anchor.way_m + self.travelled_m - self._anchor.travelled_m
 
     def _lay(self, first: int, end: int) -> None:
-        """Lay keyframes, by their rows, where the present anchor has them."""
+        """Lay places, by their rows, where the present anchor has them."""
         anchor = self._anchor
         if not self._corrections or self._corrections[-1] is not anchor.correction:
             self._corrections.append(anchor.correction)
@@ -143,21 +143,21 @@ class Odometer:
         return bool(self.max_drift) and self._last is not None
 
     def spacing_m(self) -> float | None:
-        """Metres between keyframes, of late; None where there are too few to tell."""
+        """Metres between places, of late; None where there are too few to tell."""
         if self._count < _LEAST_KEYFRAMES or not self.travelled_m:
             return None
         last = self._real[max(0, self._count - _RECENT_KEYFRAMES) : self._count, 0]
         return float(last[-1] - last[0]) / (len(last) - 1) or None
 
-    def possible(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Whether the robot can be at keyframes: False where odometry forbids it, bool [n].
+    def possible(self, places: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether the robot can be at places: False where odometry forbids it, bool [n].
 
         What is not of this session, or has no pose, is possible.
         """
-        result = np.ones(len(ids), bool)
+        result = np.ones(len(places), bool)
         if not self.has_poses or not self._count:
             return result
-        rows, known = self._rows(ids)
+        rows, known = self._rows(places)
         known &= ~np.isnan(self._real[rows, 1])
         assert self._last is not None
         raw = np.array([*self._last.position_m, 1.0])
@@ -176,38 +176,49 @@ class Odometer:
             result[known] &= (off_m <= _NEAR_M + self.max_drift * way_m)[known]
         return result
 
-    def positions(self, ids: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Where keyframes are by odometry and closures, float64 [n, 3]; NaN for what is not known.
+    def positions(self, places: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Where places are by odometry and closures, float64 [n, 3]; NaN for what is not known.
 
         Passes of one place lie on one another, whatever odometry has drifted meanwhile. Before the
         first closure nothing is known.
         """
-        result = np.full((len(ids), 3), np.nan)
+        result = np.full((len(places), 3), np.nan)
         if self.has_poses and self._count and self._anchor.by_closure:
-            rows, known = self._rows(ids)
+            rows, known = self._rows(places)
             result[known] = self._real[rows[known], 4:7]
         return result
 
-    def knows(self, keyframe_id: int) -> bool:
-        """Whether `possible` can tell anything of a keyframe."""
+    def knows(self, place: int) -> bool:
+        """Whether `possible` can tell anything of a place."""
         if not self.has_poses or not self._count:
             return False
-        rows, known = self._rows(np.array([keyframe_id]))
+        rows, known = self._rows(np.array([place]))
         return bool(known[0] and not np.isnan(self._real[rows[0], 1]))
 
-    def _rows(self, ids: NDArray[np.integer]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Rows of keyframes, and which of them were made since odometry was started last, [n]."""
+    def _rows(self, places: NDArray[np.integer]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Rows of places, and which of them were made since odometry was started last, [n]."""
         own = self._whole[: self._count, 0]
-        rows = np.minimum(np.searchsorted(own, ids), self._count - 1)
-        return rows, (own[rows] == ids) & (self._whole[rows, 2] == self._run)
+        rows = np.minimum(np.searchsorted(own, places), self._count - 1)
+        return rows, (own[rows] == places) & (self._whole[rows, 2] == self._run)
 
-    def close(self, stamp_ns: int, pose: Pose | None, match_id: int, match: Pose | None) -> None:
-        """Anchor the robot at the match of an accepted closure, where that is of this session."""
+    def close(
+        self,
+        stamp_ns: int,
+        pose: Pose | None,
+        match_place: int,
+        match: Pose | None,
+        heading_rad: float = 0.0,
+    ) -> None:
+        """Anchor the robot at the match of an accepted closure, where that is of this session.
+
+        Args:
+            heading_rad: how the robot is turned now against then.
+        """
         if pose is None or match is None or not self._count:
             return
-        rows, known = self._rows(np.array([match_id]))
+        rows, known = self._rows(np.array([match_place]))
         if known[0]:
-            matrices = _matrix(pose), _matrix(match)
+            matrices = _matrix(pose), _matrix(match) @ _turned(heading_rad)
             self._closures.append(
                 _Closure(
                     stamp_ns,
@@ -230,12 +241,12 @@ class Odometer:
             True,
         )
 
-    def forget(self, stamp_ns: int, match_id: int) -> None:
+    def forget(self, stamp_ns: int, match_place: int) -> None:
         """Undo the closure of an image, which was wrong, and what was concluded from it."""
         made = [(c.stamp_ns, int(self._whole[c.match_row, 0])) for c in self._closures]
-        if (stamp_ns, match_id) not in made:
+        if (stamp_ns, match_place) not in made:
             return  # nothing was anchored by it, or long ago
-        wrong = made.index((stamp_ns, match_id))
+        wrong = made.index((stamp_ns, match_place))
         later = list(self._closures)[wrong:]
         for _ in later:
             self._closures.pop()
@@ -247,13 +258,13 @@ class Odometer:
             self._put(closure)
             self._lay(closure.first_row, end)
 
-    def here(self, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Whether the robot is known to be where it made keyframes, bool [n]."""
-        result = np.zeros(len(ids), bool)
+    def here(self, places: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether the robot is known to be where it made places, bool [n]."""
+        result = np.zeros(len(places), bool)
         if not self.has_poses or not self._count:
             return result
         assert self._last is not None
-        rows, known = self._rows(ids)
+        rows, known = self._rows(places)
         raw = np.array(self._last.position_m)
         correction = self._anchor.correction
         anchored = correction[:3, :3] @ raw + correction[:3, 3]
@@ -269,6 +280,12 @@ def _turn_rad(a: Pose, b: Pose) -> float:
     cosine = abs(sum(x * y for x, y in zip(a.orientation, b.orientation, strict=True)))
     length = math.hypot(*a.orientation) * math.hypot(*b.orientation)
     return 2.0 * math.acos(min(1.0, cosine / length))
+
+
+def _turned(angle_rad: float) -> NDArray[np.float64]:
+    """4 x 4 of a turn to the left."""
+    half = 0.5 * angle_rad
+    return _matrix(Pose((0.0, 0.0, 0.0), (0.0, 0.0, math.sin(half), math.cos(half))))
 
 
 def _matrix(pose: Pose) -> NDArray[np.float64]:

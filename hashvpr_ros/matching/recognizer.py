@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.engine.preprocess import check_rgb, resize
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.map.rows import NewPlace
 from hashvpr_ros.map.verdicts import StoredVerdict
 from hashvpr_ros.mapping.keyframes import KeyframeSelector
 from hashvpr_ros.matching.matcher import Matched, Matcher
@@ -60,6 +63,7 @@ class Recognizer:
         self._calibrated = calibrated
         self._lock = threading.RLock()
         self._selectors: dict[str, KeyframeSelector] = {}
+        self._headings_rad: dict[str, float] = {}
         self._use(place_map)
 
     def _use(self, place_map: PlaceMap) -> None:
@@ -69,6 +73,7 @@ class Recognizer:
             place_map.calibration if self._calibrated else None,
         )
         self._matcher = Matcher(place_map, self._config, self._probability)
+        self._matcher.headings_rad = self._headings_rad
 
     @property
     def mode(self) -> Mode:
@@ -90,6 +95,8 @@ class Recognizer:
         with self._lock:
             self._use(place_map)  # with a matcher that has seen nothing
             self._selectors.clear()
+            with suppress(MapError):  # the batch that cannot be written either says why
+                self._keep_headings()
 
     def set_config(self, config: Config) -> None:
         """Use other settings, from the next image on."""
@@ -105,6 +112,21 @@ class Recognizer:
             self._matcher.reset()
             self._selectors.clear()
 
+    def set_headings(self, headings_rad: Mapping[str, float]) -> None:
+        """Say how cameras are turned in the robot, radians to the left; kept in the map.
+
+        Raises:
+            MapError: the map could not be written; they count all the same.
+        """
+        with self._lock:
+            self._headings_rad = dict(headings_rad)
+            self._matcher.headings_rad = self._headings_rad
+            self._keep_headings()
+
+    def _keep_headings(self) -> None:
+        if self._mode is not Mode.LOCALIZATION and not self._map.read_only:
+            self._map.add_headings(self._headings_rad)
+
     def process(
         self,
         image: NDArray[np.uint8],
@@ -112,36 +134,56 @@ class Recognizer:
         pose: Pose | None = None,
         camera: str = "camera",
     ) -> Decision:
-        """Recognise the place of an image and, by the mode, add it to the map.
+        """Recognise the place of an image; see `process_instant`."""
+        return self.process_instant({camera: image}, stamp_ns, pose)[camera]
+
+    def process_instant(
+        self,
+        images: Mapping[str, NDArray[np.uint8]],
+        stamp_ns: int,
+        pose: Pose | None = None,
+        stamps_ns: Mapping[str, int] | None = None,
+    ) -> dict[str, Decision]:
+        """Recognise where the images of one instant were taken and, by the mode, add them.
+
+        All are described in one call of the engine, and the keyframes that may be made of them are
+        views of one place.
 
         Args:
-            image: RGB, uint8 [H, W, 3], of any size.
-            stamp_ns: when it was taken; those of a session ascend.
-            pose: of the keyframe that may be made of it; None or NaN: stored without.
-            camera: name of the camera; each has a sequence and keyframes of its own.
+            images: by camera, RGB, uint8 [H, W, 3], of any size; at least one.
+            stamp_ns: of the instant; those of a session ascend.
+            pose: of the keyframes that may be made; None or NaN: stored without.
+            stamps_ns: of the images, where they differ from that of the instant.
 
         Returns:
-            the decision; where the map could not be written, it says so in `store_error`.
+            the decision on each; where the map could not be written, they say so in `store_error`.
 
         Raises:
             ImageError: not such an image. EngineError: the network failed. MapError: the map could
             not be read. Nothing has changed then.
         """
+        stamps_ns = stamps_ns or dict.fromkeys(images, stamp_ns)
         with self._lock:
-            descriptor, times = self._describe(image)
+            described = self._describe(images)
+            descriptors = {camera: d for camera, (d, _) in described.items()}
             if pose is not None and not pose.is_valid():
                 pose = None
             if self._mode is Mode.MAPPING:
-                matched = Matched(Reason.MAPPING_ONLY)
+                matched = dict.fromkeys(images, Matched(Reason.MAPPING_ONLY))
             else:
                 matched = self._matcher.match(
-                    descriptor, stamp_ns, pose, camera, exclude=self._mode is Mode.SLAM
+                    descriptors, stamps_ns, stamp_ns, pose, exclude=self._mode is Mode.SLAM
                 )
-            decision = self._decision(stamp_ns, camera, descriptor, matched, times)
-            decision = dataclasses.replace(decision, pose=pose, ledger=self._ledger(matched))
+            decisions = {}
+            for camera, (descriptor, times) in described.items():
+                m = matched[camera]
+                decision = self._decision(stamps_ns[camera], camera, descriptor, m, times)
+                decisions[camera] = dataclasses.replace(
+                    decision, pose=pose, ledger=self._ledger(m)
+                )
             if self._mode is not Mode.LOCALIZATION:
-                decision = self._store(decision, matched, image)
-            return decision
+                decisions = self._store(decisions, matched, stamp_ns, images)
+            return decisions
 
     def verdict(self, stamp_ns: int, camera: str, match_id: int, verdict: Verdict) -> bool:
         """Learn what the back end made of an accepted match, and keep it in the map.
@@ -173,9 +215,9 @@ class Recognizer:
         accepted only by the distinctness of this one image.
         """
         with self._lock:
-            descriptor, times = self._describe(image)
+            descriptor, times = self._describe({camera: image})[camera]
             count = max_hypotheses or self._config.matching.max_hypotheses
-            matched = self._matcher.match_alone(descriptor, count)
+            matched = self._matcher.match_alone(descriptor, camera, count)
             return self._decision(0, camera, descriptor, matched, times)
 
     def _decision(
@@ -214,46 +256,81 @@ class Recognizer:
             matched.entries,
         )
 
-    def _describe(self, image: NDArray[np.uint8]) -> tuple[Descriptor, StageTimes]:
+    def _describe(
+        self, images: Mapping[str, NDArray[np.uint8]]
+    ) -> dict[str, tuple[Descriptor, StageTimes]]:
+        """Describe images in one call of the engine, whose time each has."""
         info = self._engine.info
+        batch = np.empty((len(images), info.height, info.width, 3), np.uint8)
+        preprocess_ms = []
+        for i, image in enumerate(images.values()):
+            started = time.perf_counter()
+            batch[i] = resize(image, info.height, info.width)
+            preprocess_ms.append(1e3 * (time.perf_counter() - started))
         started = time.perf_counter()
-        batch = resize(image, info.height, info.width)[np.newaxis]
-        resized = time.perf_counter()
         codes, features = self._engine.describe(batch)
-        ended = time.perf_counter()
-        times = StageTimes(
-            preprocess_ms=1e3 * (resized - started), engine_ms=1e3 * (ended - resized)
-        )
-        return Descriptor(codes[0], features[0]), times
+        engine_ms = 1e3 * (time.perf_counter() - started)
+        return {
+            camera: (
+                Descriptor(codes[i], features[i]),
+                StageTimes(preprocess_ms=preprocess_ms[i], engine_ms=engine_ms),
+            )
+            for i, camera in enumerate(images)
+        }
 
-    def _store(self, decision: Decision, matched: Matched, image: NDArray[np.uint8]) -> Decision:
+    def _store(
+        self,
+        decisions: dict[str, Decision],
+        matched: Mapping[str, Matched],
+        stamp_ns: int,
+        images: Mapping[str, NDArray[np.uint8]],
+    ) -> dict[str, Decision]:
+        """Make keyframes of the images, if one of the cameras sees enough that is new."""
         started = time.perf_counter()
-        if decision.camera not in self._selectors:
-            self._selectors[decision.camera] = KeyframeSelector(self._config.keyframes)
-        selector = self._selectors[decision.camera]
-        stamp_ns, pose, code = decision.stamp_ns, decision.pose, decision.descriptor.code
-        keyframe_id, problem = 0, ""
+        ids: dict[str, int] = {}
+        problem = ""
         try:
-            if selector.should_add(stamp_ns, pose, code):
-                keyframe_id = self._map.add(
-                    camera=decision.camera,
-                    stamp_ns=stamp_ns,
-                    pose=pose,
-                    descriptor=decision.descriptor,
-                    thumbnail=thumbnail_jpeg(image, self._config.map.thumbnail_px),
+            if self._is_new(decisions, stamp_ns):
+                added = self._map.add_many(
+                    [
+                        NewPlace(
+                            camera,
+                            stamp_ns,
+                            d.pose,
+                            d.descriptor,
+                            thumbnail_jpeg(images[camera], self._config.map.thumbnail_px),
+                        )
+                        for camera, d in decisions.items()
+                    ]
                 )
-                selector.added(stamp_ns, pose, code)
-                self._matcher.stored(keyframe_id, stamp_ns, pose, decision.camera, matched)
+                ids = dict(zip(decisions, added, strict=True))
+                for camera, d in decisions.items():
+                    self._selectors[camera].added(stamp_ns, d.pose, d.descriptor.code)
+                stamps_ns = {camera: d.stamp_ns for camera, d in decisions.items()}
+                pose = next(iter(decisions.values())).pose
+                self._matcher.stored(ids, stamps_ns, stamp_ns, pose, matched)
             self._map.flush_if_due()
         except MapError as e:  # the robot still wants to know where it is
             problem = str(e)
-        times = dataclasses.replace(decision.times, store_ms=1e3 * (time.perf_counter() - started))
-        return dataclasses.replace(
-            decision,
-            keyframe_id=keyframe_id,
-            session=self._map.session,
-            times=times,
-            store_error=problem,
+        store_ms = 1e3 * (time.perf_counter() - started)
+        return {
+            camera: dataclasses.replace(
+                d,
+                keyframe_id=ids.get(camera, 0),
+                session=self._map.session,
+                times=dataclasses.replace(d.times, store_ms=store_ms),
+                store_error=problem,
+            )
+            for camera, d in decisions.items()
+        }
+
+    def _is_new(self, decisions: Mapping[str, Decision], stamp_ns: int) -> bool:
+        for camera in decisions:
+            if camera not in self._selectors:
+                self._selectors[camera] = KeyframeSelector(self._config.keyframes)
+        return any(
+            self._selectors[camera].should_add(stamp_ns, d.pose, d.descriptor.code)
+            for camera, d in decisions.items()
         )
 
 

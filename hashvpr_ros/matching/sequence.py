@@ -35,7 +35,7 @@ class _View:
     code: NDArray[np.uint8]
     best: Keyframe | None  # best match of that image
     distinctness: float  # of that match
-    ids: NDArray[np.int64]  # of that match, and of the same place when it was passed before
+    places: NDArray[np.int64]  # places of that match, and the same one when it was passed before
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class SequenceMemory:
         if not self._views:
             return Run(0.0, distinctness)
         views = list(reversed(self._views))
-        ids = np.full((len(views), max(len(v.ids) for v in views)), np.nan)
-        for row, v in zip(ids, views, strict=True):
+        places = np.full((len(views), max(len(v.places) for v in views)), np.nan)
+        for row, v in zip(places, views, strict=True):
             if v.best is not None and v.best.session == match.session:
-                row[: len(v.ids)] = v.ids
+                row[: len(v.places)] = v.places
         # The present image is a view of its own, or shows much the same as the last one.
         behind = np.arange(len(views))[:, np.newaxis] + (1.0 if self._is_new(code) else 0.5)
-        back = match.id - ids  # [views, passes]
+        back = match.place - places  # [views, passes]
         slopes = back / behind
         with np.errstate(invalid="ignore"):
             slopes = slopes[(np.abs(slopes) >= _ADVANCE[0]) & (np.abs(slopes) <= _ADVANCE[1])]
@@ -111,8 +111,8 @@ class SequenceMemory:
 
         Args:
             best: match of the image, with its distinctness; None for none.
-            copies: keyframes of the same session known to show the same place, of other laps.
+            copies: places of the same session known to be the same, of other laps.
         """
         if self._is_new(code):
-            ids = np.array([] if best is None else [best.id, *copies], np.int64)
-            self._views.append(_View(stamp_ns, code, best, distinctness, ids))
+            places = np.array([] if best is None else [best.place, *copies], np.int64)
+            self._views.append(_View(stamp_ns, code, best, distinctness, places))

@@ -1,12 +1,13 @@
-"""What one camera has seen of late, and what that says of the place that it sees now.
+"""What a robot's cameras have seen of late, and what that says of where it is now.
 
-Two kinds of evidence: a Bayes filter over the map's keyframes (`bayes`), and the share of the
+Two kinds of evidence: a Bayes filter over the map's places (`bayes`), and the share of the
 preceding views that lead to a match (`sequence`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,73 +28,130 @@ _HEAVIEST = 16  # keyframes whose place's belief is added up
 
 @dataclass(frozen=True)
 class Place:
-    """A stretch of the map by its likeliest keyframe."""
+    """A stretch of the map by its likeliest place."""
 
-    keyframe_id: int
-    mass: float  # belief that the image shows it, 0 to 1
+    number: int  # `Keyframe.place`
+    mass: float  # belief that the robot is there, 0 to 1
+
+
+class _Witness:
+    """What one camera has seen, and how much of what it sees now is new."""
+
+    def __init__(self, length: int) -> None:
+        self.views = SequenceMemory(length)
+        self.weight: float | None = None  # of its present image, 0 to 1
+        self.moved = 0.0  # since its last image that counted, as a share of an own view
+        self.counted_code: NDArray[np.uint8] | None = None  # without odometry, of that image
 
 
 class Track:
-    """The past of one camera.
+    """The past of a robot: one belief in where it is, of which its cameras are the witnesses.
 
     Args:
-        length: views remembered, see `SequenceMemory`.
+        length: views remembered of each camera, see `SequenceMemory`.
         keyframes: how far apart the map's keyframes are.
-        sessions_of: sessions of keyframes where the robot may be, see `PlaceFilter`.
+        sessions_of: sessions of places where the robot may be, see `PlaceFilter`.
     """
 
     def __init__(self, length: int, keyframes: KeyframeConfig, sessions_of: SessionsOf) -> None:
-        self.views = SequenceMemory(length)
+        self._length = length
         self._spacing_m = max(keyframes.min_distance_m, 0.05)
         spacing_rad = max(keyframes.min_angle_rad, 0.05)
         self.filter = PlaceFilter(sessions_of, FilterSettings(self._spacing_m, spacing_rad))
-        self._last_ns: int | None = None  # of the last image
-        self._counted_ns = 0  # without odometry, of the last image that counted
-        self._counted_code: NDArray[np.uint8] | None = None
-        self._weight: float | None = None
-        self._moved = 0.0  # since the last image that counted, as a share of an own view
+        self._witnesses: dict[str, _Witness] = {}
+        self._last_ns: int | None = None  # of the last images
+        self._counted_ns: int | None = None  # without odometry, of the last that counted
+
+    def views(self, camera: str) -> SequenceMemory:
+        """What a camera has seen of late."""
+        return self._witnesses[camera].views
 
     def begin(
         self,
         stamp_ns: int,
-        code: NDArray[np.uint8],
+        codes: Mapping[str, NDArray[np.uint8]],
         moved: tuple[float, float] | None,
         spacing_m: float | None = None,
     ) -> None:
-        """Move the belief with the robot; call before an image is judged.
+        """Move the belief with the robot; call before the images of an instant are judged.
 
         Args:
-            stamp_ns, code: of the image.
+            stamp_ns: of the images.
+            codes: of the images by camera.
             moved: metres and radians since the last image, None where there is no odometry.
             spacing_m: between keyframes of the map, where it is known to be more than asked for:
                 fast robots and slow cameras make fewer.
         """
-        self.views.begin(stamp_ns)
+        for camera in codes:
+            self._witnesses.setdefault(camera, _Witness(self._length)).views.begin(stamp_ns)
         last_ns, self._last_ns = self._last_ns, stamp_ns
         if last_ns is not None and not 0 <= stamp_ns - last_ns <= MAX_GAP_NS:
             self.filter.reset()
-            self._counted_code = last_ns = None
+            self._counted_ns = last_ns = None
+            for witness in self._witnesses.values():
+                witness.counted_code = None
         if moved is not None and last_ns is not None:
-            # Ids pass more slowly where keyframes are further apart; how far apart two views must
-            # be to be two witnesses is a matter of metres.
-            wider = max(1.0, (spacing_m or 0.0) / self._spacing_m)
-            metres, radians = (v / wider for v in moved)
-            self.filter.predict(Motion((stamp_ns - last_ns) / 1e9, metres, radians))
-            self._moved += max(v / own for v, own in zip(moved, _OWN_VIEW, strict=True))
-            self._weight = min(1.0, self._moved)
-            if self._weight >= LEAST_SHARE:
-                self._moved = 0.0
-            return
-        if self._counted_code is not None:
-            if int(np.unpackbits(self._counted_code ^ code).sum()) < _OWN_VIEW_BITS:
-                self._weight = 0.0
-                return
-            self.filter.predict(Motion((stamp_ns - self._counted_ns) / 1e9))
-        self._weight, self._counted_code, self._counted_ns = 1.0, code, stamp_ns
+            self._follow((stamp_ns - last_ns) / 1e9, *moved, spacing_m)
+            for camera in codes:
+                witness = self._witnesses[camera]
+                witness.weight = min(1.0, witness.moved)
+                if witness.weight >= LEAST_SHARE:
+                    witness.moved = 0.0
+        else:
+            self._guess(stamp_ns, codes)
+        # Images of one instant have light, blur and the robot's place in common: two are more
+        # than one witness, and less than two.
+        for camera in codes:
+            witness = self._witnesses[camera]
+            if witness.weight is not None:
+                witness.weight /= math.sqrt(len(codes))
 
-    def update(self, ids: NDArray[np.integer], ratios: NDArray[np.float64]) -> None:
-        """Weigh the belief by the candidates of the image; see `PlaceFilter.update`."""
-        self.filter.update(ids, ratios, self._weight)
+    def _follow(
+        self, elapsed_s: float, metres: float, radians: float, spacing_m: float | None
+    ) -> None:
+        """Move the belief by odometry."""
+        # Places pass more slowly where they are further apart; how far apart two views must be to
+        # be two witnesses is a matter of metres.
+        wider = max(1.0, (spacing_m or 0.0) / self._spacing_m)
+        self.filter.predict(Motion(elapsed_s, metres / wider, radians / wider))
+        share = max(metres / _OWN_VIEW[0], radians / _OWN_VIEW[1])
+        for witness in self._witnesses.values():
+            witness.moved += share
+
+    def _guess(self, stamp_ns: int, codes: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Move the belief by time, as far as the images differ from those before."""
+        seen = False  # one of the cameras sees something new
+        for camera, code in codes.items():
+            witness = self._witnesses[camera]
+            counted, witness.weight = witness.counted_code, 1.0
+            if counted is not None:
+                if int(np.unpackbits(counted ^ code).sum()) < _OWN_VIEW_BITS:
+                    witness.weight = 0.0
+                    continue
+                seen = True
+            witness.counted_code = code
+        if seen and self._counted_ns is not None:
+            self.filter.predict(Motion((stamp_ns - self._counted_ns) / 1e9))
+        if seen or self._counted_ns is None:
+            self._counted_ns = stamp_ns
+
+    def update(
+        self, camera: str, places: NDArray[np.integer], ratios: NDArray[np.float64]
+    ) -> None:
+        """Weigh the belief by the candidates of a camera's image; see `PlaceFilter.update`.
+
+        Args:
+            places: of the candidates, [k]; of several views of one place the best counts.
+            ratios: of the candidates, [k].
+        """
+        best: dict[int, float] = {}
+        for place, ratio in zip(places.tolist(), ratios.tolist(), strict=True):
+            best[place] = max(ratio, best.get(place, ratio))
+        self.filter.update(
+            np.fromiter(best, np.int64, len(best)),
+            np.fromiter(best.values(), float, len(best)),
+            self._witnesses[camera].weight,
+        )
 
     def places(
         self, count: int, positions_of: Callable[[NDArray[np.int64]], NDArray[np.float64]]
@@ -102,7 +160,7 @@ class Track:
 
         Args:
             count: at most.
-            positions_of: metres, [n, 3], of keyframes by ids, NaN where not known: those that are
+            positions_of: metres, [n, 3], of places by number, NaN where not known: those that are
                 near are one place, whose belief adds up over the laps of a robot.
         """
         ids = self.filter.support

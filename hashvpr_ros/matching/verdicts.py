@@ -22,10 +22,12 @@ class Closure:
     """An accepted match, as long as a verdict may come for it."""
 
     stamp_ns: int  # of the query
+    instant_ns: int  # stamp of the instant that it is of
     camera: str
-    match_id: int
+    match_id: int  # keyframe
+    match_place: int
     log_odds: float | None  # that it is right, uncalibrated; None where calibration does not apply
-    query_id: int = 0  # keyframe that the query became; 0: none
+    query_place: int = 0  # that was made of the query; 0: none
 
 
 class Verdicts:
@@ -33,7 +35,7 @@ class Verdicts:
 
     def __init__(self) -> None:
         self._closures: OrderedDict[tuple[int, str, int], Closure] = OrderedDict()
-        self._rejected = np.empty((0, 3), np.int64)  # stamp and keyframe of the query, match
+        self._rejected = np.empty((0, 3), np.int64)  # instant and place of the query, match
 
     def accepted(self, closure: Closure) -> None:
         """Remember a match that was accepted, or what became of its query."""
@@ -47,21 +49,21 @@ class Verdicts:
 
     def reject(self, closure: Closure) -> None:
         """Never offer this pair of places again."""
-        row = [closure.stamp_ns, closure.query_id, closure.match_id]
+        row = [closure.instant_ns, closure.query_place, closure.match_place]
         self._rejected = np.concatenate([self._rejected[1 - _MOST_REJECTED :], [row]])
 
     def barred(
-        self, ids: NDArray[np.integer], stamp_ns: int, odometer: Odometer
+        self, places: NDArray[np.integer], stamp_ns: int, odometer: Odometer
     ) -> NDArray[np.bool_]:
-        """Which keyframes were rejected as matches of the place where the robot is, bool [n].
+        """Which places were rejected as that where the robot is, bool [n].
 
         It is at the place of a rejected query for some seconds, and where odometry, with the
-        closures that stand, has it back at that query's keyframe.
+        closures that stand, has it back at the place that was made of that query.
         """
         if not len(self._rejected):
-            return np.zeros(len(ids), bool)
+            return np.zeros(len(places), bool)
         stamps, queries, matches = self._rejected.T
         here = np.abs(stamps - stamp_ns) <= NEAR_NS
         here |= odometer.here(queries)
-        near = np.abs(np.asarray(ids)[:, np.newaxis] - matches[here]) <= NEAR_KEYFRAMES
+        near = np.abs(np.asarray(places)[:, np.newaxis] - matches[here]) <= NEAR_KEYFRAMES
         return np.asarray(near.any(1))

@@ -132,6 +132,9 @@ def to_place(keyframe: Keyframe, hypothesis: Hypothesis | None = None) -> PlaceH
         message.distinctness = float(hypothesis.distinctness)
         message.probability = float(hypothesis.probability)
         message.sequence_support = float(hypothesis.sequence_support)
+        message.has_relative_heading = hypothesis.relative_heading_rad is not None
+        message.relative_heading = float(hypothesis.relative_heading_rad or 0.0)
+        message.votes = min(hypothesis.votes, 255)
     return message
 
 
@@ -182,6 +185,8 @@ def to_loop_closure(decision: Decision, header: Header) -> LoopClosure:
         query_pose=to_pose_stamped(decision.pose, decision.stamp_ns),
         has_match_pose=match.pose is not None,
         match_pose=to_pose_stamped(match.pose, match.stamp_ns),
+        has_relative_heading=best.relative_heading_rad is not None,
+        relative_heading=float(best.relative_heading_rad or 0.0),
         distance=int(best.distance_bits),
         similarity=float(best.similarity),
         probability=float(best.probability),

@@ -100,10 +100,10 @@ class Stats:
         with self.lock:
             self.verdicts["passed_over" if verdict is None else verdict.value] += 1
 
-    def failed(self, reason: str, camera: str = "") -> None:
-        """Count a failure of the engine or the map, and of the image that it cost."""
+    def failed(self, reason: str, *cameras: str) -> None:
+        """Count a failure of the engine or the map, and of the images that it cost."""
         with self.lock:
-            if camera:
+            for camera in cameras:
                 self.cameras[camera].failed += 1
             self.failures += 1
             self.last_failure = reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,8 +29,12 @@ _TYPES = {
     int: ParameterType.PARAMETER_INTEGER,
     float: ParameterType.PARAMETER_DOUBLE,
     str: ParameterType.PARAMETER_STRING,
-    list: ParameterType.PARAMETER_STRING_ARRAY,
 }
+_LISTS = {
+    str: ParameterType.PARAMETER_STRING_ARRAY,
+    float: ParameterType.PARAMETER_DOUBLE_ARRAY,
+}
+_ARRAYS = {str: Parameter.Type.STRING_ARRAY, float: Parameter.Type.DOUBLE_ARRAY}
 _SET_LATER = {
     LIVE: "Can be changed at any time.",
     CONFIGURE: "Can be changed while the node is unconfigured.",
@@ -94,9 +99,7 @@ class Parameters:
             value = _plain(setting, given)
             problem = problem_with(setting, value)
             if not problem:
-                self._node.set_parameters(
-                    [Parameter(setting.name, Parameter.Type.STRING_ARRAY, value)]
-                )
+                self._node.set_parameters([Parameter(setting.name, _ARRAYS[setting.items], value)])
         else:
             problem = problem_with(setting, given)
         if problem:
@@ -157,6 +160,8 @@ def _plain(setting: Setting, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             # [""] is how an empty list of strings can be given on a command line.
             return [v for v in value if v != ""]
+        if isinstance(value, array):
+            return list(value)
     return value
 
 
@@ -170,7 +175,7 @@ def _descriptor(setting: Setting) -> ParameterDescriptor:
     parts.append(_SET_LATER[setting.change])
     descriptor = ParameterDescriptor(
         name=setting.name,
-        type=_TYPES[kind],
+        type=_LISTS[setting.items] if kind is list else _TYPES[kind],
         description=" ".join(parts),
         read_only=setting.change == START,
         # So that 30 is taken for 30.0 and [] for an empty list; `_check` holds the types.

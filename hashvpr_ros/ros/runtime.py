@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hashvpr_ros.config import Config
+from hashvpr_ros.config import Config, camera_headings, camera_names
 from hashvpr_ros.engine.factory import open_engine
 from hashvpr_ros.errors import EngineError, HashVprError, MapError
 from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.mapping.instants import Instants
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.ros.worker import Worker
 from hashvpr_ros.types import Mode
@@ -30,7 +32,7 @@ class Runtime:
     The engine is made, used and closed by the worker's thread alone, as GPU runtimes want it.
 
     Args:
-        on_image: called in the worker's thread with (camera, item).
+        on_images: called in the worker's thread with the images of an instant, by camera.
         on_error: called with errors of the periodic commit.
         on_progress: told every few seconds what a long start does, from any thread.
 
@@ -41,7 +43,7 @@ class Runtime:
     def __init__(
         self,
         config: Config,
-        on_image: Callable[[str, Any], None],
+        on_images: Callable[[dict[str, Any]], None],
         on_error: Callable[[HashVprError], None],
         on_progress: Callable[[str], None] = lambda sentence: None,
     ) -> None:
@@ -55,7 +57,13 @@ class Runtime:
         self._map: PlaceMap | None = None
         self._recognizer: Recognizer | None = None
         look_s = max(0.02, (1.0 - _COMMIT_SHARE) * config.map.commit_period_s)
-        self.worker = Worker(on_image, self._commit_if_due, look_s)
+        self.instants = Instants(list(camera_names(config)), config.input.sync_s)
+        self.worker = Worker(
+            on_images,
+            lambda waiting: self.instants.gather(waiting, time.monotonic()),
+            self._commit_if_due,
+            look_s,
+        )
         try:
             self.worker.call(self._open).result()
         except BaseException:
@@ -68,6 +76,7 @@ class Runtime:
         self.info = self._engine.info
         self._map = self.open_map(config.map.path)
         self._recognizer = Recognizer(self._engine, self._map, config, mode=self.mode)
+        self.set_headings(camera_headings(config))
 
     def open_map(self, path: str, *, create: bool = True, session: str | None = None) -> PlaceMap:
         """Open a map for the engine in the present mode; see `PlaceMap.open` for the errors."""
@@ -116,7 +125,20 @@ class Runtime:
     def set_config(self, config: Config) -> None:
         """Let LIVE settings take effect from the next image on."""
         self.config = config
+        self.instants.sync_s = config.input.sync_s
         self.worker.call(lambda: self.recognizer.set_config(config))
+
+    def offer(self, camera: str, arrival: Any) -> bool:
+        """Leave the newest image of a camera; returns whether an older one was replaced."""
+        self.instants.arrived(camera, arrival.arrived_s)
+        return self.worker.offer(camera, arrival)
+
+    def set_headings(self, headings_rad: dict[str, float]) -> None:
+        """Say how cameras are turned; a map that cannot be written has it by the next time."""
+        try:
+            self.recognizer.set_headings(headings_rad)
+        except MapError as e:
+            self._on_error(e)
 
     def start_session(self) -> None:
         """Record what follows as another session; from the worker's thread."""

@@ -6,9 +6,12 @@ import functools
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from numpy.typing import NDArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidTopicNameException
@@ -17,7 +20,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.validate_topic_name import validate_topic_name
 
-from hashvpr_ros.config import Config, camera_names, image_topic
+from hashvpr_ros.config import Config, camera_headings, camera_names, image_topic
 from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
 from hashvpr_ros.mapping.sessions import StampWatch
 from hashvpr_ros.msg import (
@@ -31,11 +34,12 @@ from hashvpr_ros.msg import (
 from hashvpr_ros.ros import conversions
 from hashvpr_ros.ros.cameras import Arrival, Cameras
 from hashvpr_ros.ros.diagnostics import Stats, diagnostics
+from hashvpr_ros.ros.headings import TfHeadings, check_heading_frame
 from hashvpr_ros.ros.parameters import Parameters
 from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.ros.services import Services
-from hashvpr_ros.types import Mode, Verdict
+from hashvpr_ros.types import Decision, Mode, Verdict
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
@@ -63,6 +67,15 @@ def _transition(method: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """An image that is to be judged."""
+
+    arrival: Arrival
+    image: NDArray[np.uint8]
+    decode_ms: float
+
+
 class VprNode(LifecycleNode):
     """Recognises places: images in, hypotheses and loop closures out."""
 
@@ -73,6 +86,7 @@ class VprNode(LifecycleNode):
         self._taking = False  # images count; set before the first may come
         self._doing = ""  # what a long configure does now, for diagnostics
         self._poses: PoseSource | None = None
+        self._headings: TfHeadings | None = None
         self._topics: dict[str, str] = {}
         self._stats = Stats()
         self._publishers_of_state: list[Any] = []
@@ -170,7 +184,9 @@ class VprNode(LifecycleNode):
     def _configure(self, config: Config) -> None:
         cameras = camera_names(config)
         self._topics = {n: image_topic(t, config.input.compressed) for n, t in cameras.items()}
+        camera_headings(config)
         check_pose_source(config.pose)
+        check_heading_frame(config.input.heading_frame)
         names = dict.fromkeys(self._topics.values(), "input.image_topics")
         if config.pose.source == "odometry":
             names[config.pose.odometry_topic] = "pose.odometry_topic"
@@ -184,7 +200,7 @@ class VprNode(LifecycleNode):
         self._diagnostics_timer.reset()
         started = time.monotonic()
         try:
-            runtime = Runtime(config, self._on_image, self._on_failure, self._on_progress)
+            runtime = Runtime(config, self._on_images, self._on_failure, self._on_progress)
         finally:
             self._doing = ""
         self._watch = StampWatch()
@@ -256,8 +272,12 @@ class VprNode(LifecycleNode):
                 config.input.compressed,
                 self._stats,
                 self._watch,
-                self._runtime.worker.offer,
+                self._runtime.offer,
             )
+            if config.input.heading_frame and not config.input.camera_headings:
+                self._headings = TfHeadings(
+                    self, config.input.heading_frame, self._runtime.set_headings
+                )
         except BaseException:
             self._unsubscribe()
             raise
@@ -303,6 +323,9 @@ class VprNode(LifecycleNode):
         poses, self._poses = self._poses, None
         if poses is not None:
             poses.close()
+        headings, self._headings = self._headings, None
+        if headings is not None:
+            headings.close()
         if self._runtime is not None:
             for camera in self._runtime.worker.discard_images():
                 self._stats.dropped(camera)
@@ -323,45 +346,70 @@ class VprNode(LifecycleNode):
 
     # Images; in the worker's thread
 
-    def _on_image(self, camera: str, arrival: Arrival) -> None:
+    def _on_images(self, arrivals: dict[str, Arrival]) -> None:
+        """Judge the images of an instant."""
         runtime = self._runtime
         if runtime is None or not self._taking:
-            self._stats.dropped(camera)
+            for camera in arrivals:
+                self._stats.dropped(camera)
             return
         map_changes = runtime.map_changes
+        decoded = {c: d for c, a in arrivals.items() if (d := self._decode(c, a)) is not None}
+        if not decoded:
+            return
         try:
-            self._process(runtime, camera, arrival)
+            self._process(runtime, decoded)
+        except HashVprError as e:
+            # A candidate of a map that was cleared meanwhile is no failure.
+            if runtime.map_changes == map_changes:
+                self._on_failure(e, *decoded)
+            else:
+                for camera in decoded:
+                    self._stats.dropped(camera)
+        except Exception as e:
+            self._on_failure(e, *decoded)
+            self.get_logger().debug(traceback.format_exc())
+
+    def _decode(self, camera: str, arrival: Arrival) -> _Decoded | None:
+        """Pixels of an image; None where they are bad, which is said and counted."""
+        started = time.monotonic()
+        try:
+            image = conversions.decode(arrival.message)
         except ImageError as e:
             self._stats.bad(camera, str(e))
             self.get_logger().warning(
                 f"bad image of camera {camera}: {e}", throttle_duration_sec=10.0
             )
-        except HashVprError as e:
-            # A candidate of a map that was cleared meanwhile is no failure.
-            if runtime.map_changes == map_changes:
-                self._on_failure(e, camera)
-            else:
-                self._stats.dropped(camera)
-        except Exception as e:
-            self._on_failure(e, camera)
-            self.get_logger().debug(traceback.format_exc())
+            return None
+        return _Decoded(arrival, image, 1e3 * (time.monotonic() - started))
 
-    def _process(self, runtime: Runtime, camera: str, arrival: Arrival) -> None:
-        message = arrival.message
-        started = time.monotonic()
-        image = conversions.decode(message)
-        decode_ms = 1e3 * (time.monotonic() - started)
+    def _process(self, runtime: Runtime, decoded: dict[str, _Decoded]) -> None:
+        stamps_ns = {camera: d.arrival.stamp_ns for camera, d in decoded.items()}
+        stamp_ns = min(stamps_ns.values())
         poses = self._poses
-        if self._watch.begins(arrival.run):
+        if self._watch.begins(next(iter(decoded.values())).arrival.run):
             runtime.start_session()
         pose = None
         if poses is not None:
-            pose = poses.at(arrival.stamp_ns, runtime.config.pose)
+            pose = poses.at(stamp_ns, runtime.config.pose)
             if pose is None:
-                self._stats.cameras[camera].without_pose += 1
-        decision = runtime.recognizer.process(image, arrival.stamp_ns, pose, camera)
-        total_ms = 1e3 * (time.monotonic() - arrival.arrived_s)
-        hypotheses = conversions.to_hypotheses(decision, message.header, decode_ms, total_ms)
+                for camera in decoded:
+                    self._stats.cameras[camera].without_pose += 1
+        headings = self._headings
+        if headings is not None:
+            for camera, d in decoded.items():
+                headings.see(camera, d.arrival.message.header.frame_id)
+        images = {camera: d.image for camera, d in decoded.items()}
+        decisions = runtime.recognizer.process_instant(images, stamp_ns, pose, stamps_ns)
+        for camera, decision in decisions.items():
+            self._publish(runtime, decision, decoded[camera])
+
+    def _publish(self, runtime: Runtime, decision: Decision, decoded: _Decoded) -> None:
+        message, camera = decoded.arrival.message, decision.camera
+        total_ms = 1e3 * (time.monotonic() - decoded.arrival.arrived_s)
+        hypotheses = conversions.to_hypotheses(
+            decision, message.header, decoded.decode_ms, total_ms
+        )
         self._stats.processed(camera, hypotheses.times, decision.accepted)
         if decision.store_error:
             self._on_failure(MapError(decision.store_error))
@@ -418,11 +466,11 @@ class VprNode(LifecycleNode):
             )
         return verdict
 
-    def _on_failure(self, error: Exception, camera: str = "") -> None:
-        """Count and say a failure that the node survives, and the image that it cost."""
+    def _on_failure(self, error: Exception, *cameras: str) -> None:
+        """Count and say a failure that the node survives, and the images that it cost."""
         kind = "" if isinstance(error, HashVprError) else f"{type(error).__name__}: "
         text = f"{kind}{error}"
-        self._stats.failed(text, camera)
+        self._stats.failed(text, *cameras)
         self.get_logger().error(text, throttle_duration_sec=10.0)
 
     # What is published periodically, and live parameters

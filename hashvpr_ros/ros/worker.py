@@ -13,17 +13,22 @@ class Worker:
     """Runs calls and images one after the other in a thread of its own.
 
     Args:
-        on_image: called with (camera, item) for each image that was not replaced by a newer one.
+        on_images: called with the images of an instant, by camera; each that was not replaced by a
+            newer one once.
+        gather: called with all that wait, in the order in which they are served; returns the
+            cameras of the instant, or none and for how many seconds to wait for more.
         on_idle: called at least every `idle_period_s`, between images too.
     """
 
     def __init__(
         self,
-        on_image: Callable[[str, Any], None],
+        on_images: Callable[[dict[str, Any]], None],
+        gather: Callable[[dict[str, Any]], tuple[list[str], float]],
         on_idle: Callable[[], None],
         idle_period_s: float,
     ) -> None:
-        self._on_image = on_image
+        self._on_images = on_images
+        self._gather = gather
         self._on_idle = on_idle
         self._idle_period_s = idle_period_s
         self._condition = threading.Condition()
@@ -76,18 +81,22 @@ class Worker:
             with self._condition:
                 if not self._calls and not self._images and not self._stopping:
                     self._condition.wait(self._idle_period_s)
-                call, image = None, None
-                # Calls come first, but many in a row let an image through after each.
+                call = None
+                images: dict[str, Any] = {}
+                # Calls come first, but many in a row let an instant through after each.
                 if self._images and (images_turn or not self._calls):
-                    camera = next(iter(self._images))
-                    image = (camera, self._images.pop(camera))
-                elif self._calls:
-                    call = self._calls.popleft()
-                elif self._stopping:
-                    return
+                    cameras, wait_s = self._gather(dict(self._images))
+                    images = {camera: self._images.pop(camera) for camera in cameras}
+                    if not images and not self._calls:
+                        self._condition.wait(min(wait_s, self._idle_period_s))
+                if not images:
+                    if self._calls:
+                        call = self._calls.popleft()
+                    elif self._stopping:
+                        return
             images_turn = call is not None
-            if image is not None:
-                self._on_image(*image)
+            if images:
+                self._on_images(images)
             if call is not None:
                 self._execute(*call)
             self._on_idle()

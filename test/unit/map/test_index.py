@@ -192,8 +192,8 @@ def test_memory_is_under_100_bytes_a_place(n):
     index = HammingIndex()
     index.reserve(n)
     index.add(codes, np.arange(n, dtype=np.int32), np.ones(n, np.int32), np.zeros(n, np.int64))
-    assert index.bytes_per_row == 80
-    assert index.nbytes == 80 * n  # a load of known size wastes nothing
+    assert index.bytes_per_row == 84
+    assert index.nbytes == 84 * n  # a load of known size wastes nothing
     index.add(codes[:1], np.int32([n]), np.int32([1]), np.int64([0]))
     assert index.nbytes <= 100 * (n + 1)
 

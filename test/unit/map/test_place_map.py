@@ -409,7 +409,7 @@ def test_read_info(tmp_path):
     assert info.cameras == ("camera0", "camera1")
     assert [(s.name, s.keyframes) for s in info.sessions] == [("s", 21)]
     assert info.file_bytes == path.stat().st_size and info.schema_version == 1
-    assert info.index_bytes == 21 * 80 and info.uncommitted == 0
+    assert info.index_bytes == 21 * 84 and info.uncommitted == 0
     assert info.read_only and info.session == ""
     with open_map(path) as place_map:
         assert place_map.info().map_id == info.map_id

@@ -52,10 +52,11 @@ def drive(matcher, world, places, *, poses=True, start_s=0, noise=1.0):
     for i, place in enumerate(places):
         descriptor, stamp_ns = world.view(place, noise), (start_s + i) * S
         pose = world.pose(place) if poses else None
-        matched = matcher.match(descriptor, stamp_ns, pose, "camera", exclude=True)
+        stamps_ns = {"camera": stamp_ns}
+        matched = matcher.match({"camera": descriptor}, stamps_ns, stamp_ns, pose, exclude=True)
         id_ = matcher.map.add(camera="camera", stamp_ns=stamp_ns, pose=pose, descriptor=descriptor)
-        matcher.stored(id_, stamp_ns, pose, "camera", matched)
-        matches.append(matched)
+        matcher.stored({"camera": id_}, stamps_ns, stamp_ns, pose, matched)
+        matches.append(matched["camera"])
     return matches
 
 
@@ -163,11 +164,11 @@ def test_one_image_by_itself_changes_nothing(place_map):
     world = World(150)
     matcher = make(place_map)
     drive(matcher, world, range(200))
-    before = matcher._tracks["camera"].filter.support.tolist()
-    matched = matcher.match_alone(world.view(60, 0.1), 3)
+    before = matcher._track.filter.support.tolist()
+    matched = matcher.match_alone(world.view(60, 0.1), "camera", 3)
     assert abs(matched.hypotheses[0].keyframe.id - 61) <= 2
     assert matched.reason is Reason.NO_SEQUENCE_SUPPORT
-    assert matcher._tracks["camera"].filter.support.tolist() == before
+    assert matcher._track.filter.support.tolist() == before
 
 
 def test_a_standing_robot_gains_no_evidence(place_map):
@@ -180,8 +181,8 @@ def test_a_standing_robot_gains_no_evidence(place_map):
         assert len(start) == 150
         descriptor, pose = world.view(30), world.pose(30) if poses else None
         stood = [
-            matcher.match(descriptor, (400 + i) * S // 1, pose, "camera", exclude=True)
-            for i in range(60)
+            matcher.match({"camera": descriptor}, {"camera": t}, t, pose, exclude=True)["camera"]
+            for t in range(400 * S, 460 * S, S)
         ]
         masses = [m.hypotheses[0].probability for m in stood]
         assert max(masses) < 0.9
@@ -214,8 +215,8 @@ def test_a_rejected_pair_of_places_is_not_offered_again(place_map):
             )
             rejected[i] = match_id
             found = matcher.verdict(i * S, "camera", match_id, Verdict.REJECTED_BY_GRAPH)
-            assert found.query_id == i + 1 and found.log_odds is not None
-            assert matcher._tracks == {}
+            assert found.query_place == i + 1 and found.log_odds is not None
+            assert not len(matcher._track.filter.support)
     assert 0 < len(rejected) < 12
 
 
@@ -226,7 +227,9 @@ def test_right_places_are_rejected_where_the_robot_is_back_at_them(place_map):
     matches = drive(matcher, world, range(300))
     query = next(i for i in range(240, 300) if matches[i].reason is Reason.ACCEPTED)
     match_id = matches[query].hypotheses[0].keyframe.id
-    assert matcher.verdict(query * S, "camera", match_id, Verdict.ACCEPTED).query_id == query + 1
+    assert (
+        matcher.verdict(query * S, "camera", match_id, Verdict.ACCEPTED).query_place == query + 1
+    )
     assert matcher.verdict(query * S, "rear", match_id, Verdict.ACCEPTED) is None
     matcher.verdict(query * S, "camera", match_id, Verdict.REJECTED_BY_GEOMETRY)
     third = drive(matcher, world, range(300, query + 151), start_s=300)
