@@ -108,6 +108,13 @@ class MapConfig:
         low=0,
         high=640,
     )
+    index: str = setting(
+        "exact",
+        "How codes are searched. exact: all are compared; hnsw and ivf: structures of FAISS that "
+        "find most of the nearest, for maps beyond some millions, built when the map is loaded; "
+        "gpu: exact by a faiss that has a GPU (never run).",
+        choices=("exact", "hnsw", "ivf", "gpu"),
+    )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from hashvpr_ros.errors import ConfigError
 _NODE_PLACES, _NODE_SIZE, _NODE_IMAGES = 10_000, (480, 640), 200
 
 
-class _Integers(click.ParamType):
+class Integers(click.ParamType):
     name = "N,N,..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
@@ -41,10 +41,10 @@ class _Integers(click.ParamType):
 
 
 class _Bench(click.Group):
-    """`bench` alone measures search and engine; with a word, training, export or loops."""
+    """`bench` alone measures search and engine; with a word, something else."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["train", "export", "loops", "temporal"]
+        return ["train", "export", "index", "loops", "temporal"]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
@@ -57,13 +57,13 @@ class _Bench(click.Group):
 @click.group(name="bench", cls=_Bench, invoke_without_command=True)
 @click.option(
     "--sizes",
-    type=_Integers(),
+    type=Integers(),
     default="1000,10000,100000,1000000",
     show_default=True,
     help="Places in the map. A million take 1.3 GB of the temporary folder, and minutes.",
 )
 @click.option(
-    "--batches", type=_Integers(), default="1,2,4,8", show_default=True, help="Images a batch."
+    "--batches", type=Integers(), default="1,2,4,8", show_default=True, help="Images a batch."
 )
 @click.option("--top-k", type=click.IntRange(1, 1000), default=100, show_default=True)
 @click.option("--queries", type=click.IntRange(10), default=200, show_default=True)

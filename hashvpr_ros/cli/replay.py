@@ -271,6 +271,7 @@ def _replay(frames: BagFrames, cameras: dict[str, str], config: Config, ledger_p
                 create=mode is not Mode.LOCALIZATION,
                 session=config.map.session,
                 commit_period_s=config.map.commit_period_s,
+                index=config.map.index,
             ) as place_map,
             LedgerWriter(ledger_path) if config.publish.ledger else nullcontext() as ledgers,
             progress_bar(len(frames), "replaying") as bar,

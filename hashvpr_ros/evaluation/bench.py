@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.errors import ConfigError, MapError
 from hashvpr_ros.evaluation.metrics import median_p95
-from hashvpr_ros.map.index import raw_faiss_search
+from hashvpr_ros.map.index_backends import raw_faiss_search
 from hashvpr_ros.map.place_map import NewPlace, PlaceMap
 from hashvpr_ros.matching.rerank import rerank
 from hashvpr_ros.types import CODE_BITS, CODE_BYTES, Descriptor

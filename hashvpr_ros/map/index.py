@@ -1,32 +1,52 @@
-"""Exact Hamming search over packed codes: the only module that imports faiss.
+"""Hamming search over packed codes, exact unless asked for otherwise.
 
 The codes live in one growing array, 64 bytes a place, which FAISS scans in place. Rows are in the
 order of their addition, so "everything but the recent past of this session" is nearly always a
 prefix: the exclusion costs next to nothing and k candidates remain whatever is excluded.
+
+In very large maps a structure of FAISS can stand for the scan of the first rows (parameter
+`map.index`). Rows that are new are scanned until there are enough of them to be worth adding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.map.index_backends import MIN_IVF, Nearest, Structure, build, check, scan
 from hashvpr_ros.types import CODE_BYTES
 
 _T = TypeVar("_T", bound=np.generic)
 _GROWTH = 1.18  # more would waste memory on large maps, less would copy too often
 _FIRST_ROWS = 1024
+_COPIED_ROWS = 65536  # at a time, so that little memory is needed twice
+# A structure gets new rows by so many: HNSW goes over all rows at each addition, however few come.
+_STRUCTURE_BATCH = 64
+# So many excluded rows are asked of a structure beside the k that are wanted. Where more are among
+# the nearest, all rows are scanned.
+_MOST_EXCLUDED = 1000
 
 
 class HammingIndex:
-    """Codes and, per row, what the exclusion of recent keyframes needs. Not thread-safe."""
+    """Codes and, per row, what the exclusion of recent keyframes needs. Not thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        kind: what `build` makes to search by, see parameter `map.index`.
+
+    Raises:
+        ConfigError: that kind cannot be had here.
+    """
+
+    _names: tuple[str, ...] = ("_codes", "_ids", "_sessions", "_stamps", "_places")
+
+    def __init__(self, kind: str = "exact") -> None:
+        check(kind)
         self._n = 0
+        self._used = 0  # rows that were ever written, of those that there is room for
+        self._kind = kind
+        self._structure: Structure | None = None
         self._codes = np.empty((0, CODE_BYTES), np.uint8)
         self._ids = np.empty(0, np.int32)
         self._sessions = np.empty(0, np.int32)
@@ -58,28 +78,43 @@ class HammingIndex:
         return _frozen(self._places[: self._n])
 
     @property
-    def _columns(self) -> tuple[NDArray, ...]:
-        return self._codes, self._ids, self._sessions, self._stamps, self._places
+    def in_use(self) -> str:
+        """What searches: the kind that was asked for, or why another does."""
+        if self._kind == "ivf" and self._structure is None:
+            return f"exact (ivf where {MIN_IVF:,} keyframes are loaded)"
+        return self._kind
 
     @property
     def nbytes(self) -> int:
-        """Resident memory, in bytes."""
-        return int(sum(a.nbytes for a in self._columns))
+        """Resident memory, in bytes; room that was never written to is not resident."""
+        structure = 0 if self._structure is None else self._structure.nbytes
+        return self._used * self._column_bytes + structure
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of one row: code, id, session, stamp, place."""
-        return int(sum(a.itemsize * int(np.prod(a.shape[1:], dtype=int)) for a in self._columns))
+        """Bytes of one row: code, id, session, stamp, place, and its share of a structure."""
+        structure = 0 if self._structure is None else self._structure.bytes_per_row
+        return self._column_bytes + structure
+
+    @property
+    def _column_bytes(self) -> int:
+        columns = [getattr(self, name) for name in self._names]
+        return int(sum(a.itemsize * int(np.prod(a.shape[1:], dtype=int)) for a in columns))
 
     def reserve(self, rows: int) -> None:
         """Make room for so many rows in all, so that a load of known size copies nothing."""
         if rows <= len(self._ids):
             return
-        for name in ("_codes", "_ids", "_sessions", "_stamps", "_places"):
+        for name in self._names:
             old = getattr(self, name)
             new = np.empty((rows, *old.shape[1:]), old.dtype)
             new[: self._n] = old[: self._n]
             setattr(self, name, new)
+        self._used = self._n
+
+    def build(self) -> None:
+        """Build the structure over the rows that there are; for after a load."""
+        self._structure = build(self._kind, self.codes)
 
     def add(
         self,
@@ -107,6 +142,57 @@ class HammingIndex:
         self._stamps[rows] = stamps_ns
         self._number(end)
         self._n = end
+        self._used = max(self._used, end)
+        structure = self._structure
+        if structure is not None and end - len(structure) >= _STRUCTURE_BATCH:
+            structure.add(self._codes[len(structure) : end])
+
+    def remove(self, rows: NDArray[np.integer]) -> None:
+        """Let rows go, but not the last; those after them move up. Without a structure only.
+
+        Args:
+            rows: row numbers, ascending.
+        """
+        keep = np.ones(self._n, bool)
+        keep[rows] = False
+        for name in self._names:
+            column, end = getattr(self, name), 0
+            for begin in range(0, self._n, _COPIED_ROWS):
+                part = slice(begin, min(begin + _COPIED_ROWS, self._n))
+                kept = column[part][keep[part]]
+                column[end : end + len(kept)] = kept
+                end += len(kept)
+        self._n -= len(rows)
+        # Where the first row of a session went, the search for its others begins a bit early.
+        self._first_row = {
+            session: first - int(np.searchsorted(rows, first))
+            for session, first in self._first_row.items()
+        }
+
+    def emptied(self) -> HammingIndex:
+        """An index of the same kind that holds nothing."""
+        new = HammingIndex(self._kind)
+        new.build()
+        return new
+
+    def rows_of(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The row of each id, int64 [n]; -1 for those that are not there."""
+        if not self._n:
+            return np.full(len(ids), -1, np.int64)
+        rows = np.minimum(np.searchsorted(self._ids[: self._n], ids), self._n - 1)
+        return np.where(self._ids[rows] == ids, rows, -1)
+
+    def places_of(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The place of each id, int64 [n].
+
+        That of an id which is not there follows from the row before it, and is exact unless one
+        of the ids between is a second view of one place.
+        """
+        asked = np.asarray(ids, np.int64)
+        if not self._n:
+            return asked
+        rows = np.searchsorted(self._ids[: self._n], asked, side="right") - 1
+        return asked - np.where(rows < 0, 0, self._ids[rows] - self._places[rows])
 
     def _number(self, end: int) -> None:
         """Number the places of the rows from `_n` to `end`."""
@@ -163,71 +249,51 @@ class HammingIndex:
         Returns:
             ids int32 [<=k] and distances in bits int32 [<=k], by distance, then by id.
         """
-        if excluded is None or not len(excluded):
-            row, distance = _nearest(code, self._codes[: self._n], k)
-        else:
-            # What is excluded is one stretch of rows but for the disorder between cameras, so
-            # that two scans without a copy and one of a few rows find all the others.
-            first, last = int(excluded[0]), int(excluded[-1])
-            between = np.ones(last - first, bool)
-            between[excluded[:-1] - first] = False
-            inside = first + np.flatnonzero(between)
-            parts = [
-                _nearest(code, self._codes[:first], k),
-                _nearest(code, self._codes[inside], k),
-                _nearest(code, self._codes[last + 1 : self._n], k),
-            ]
-            row = np.concatenate([parts[0][0], inside[parts[1][0]], last + 1 + parts[2][0]])
-            distance = np.concatenate([p[1] for p in parts])
-        order = np.lexsort((row, distance))[: max(k, 0)]
+        if excluded is None:
+            excluded = np.empty(0, np.int64)
+        k = max(k, 0)
+        first = 0 if self._structure is None else len(self._structure)
+        found = self._ask(code, k, excluded[: np.searchsorted(excluded, first)])
+        if found is None:
+            first, found = 0, (np.empty(0, np.int64), np.empty(0, np.int32))
+        new = self._scan(code, k, first, excluded[np.searchsorted(excluded, first) :])
+        row, distance = np.concatenate([found[0], new[0]]), np.concatenate([found[1], new[1]])
+        order = np.lexsort((row, distance))[:k]
         return self._ids[row[order]], distance[order].astype(np.int32)
 
+    def _ask(self, code: NDArray[np.uint8], k: int, excluded: NDArray[np.int64]) -> Nearest | None:
+        """Near rows by the structure; None where it finds fewer than there are."""
+        if self._structure is None or not k:
+            return None
+        ask = k + min(len(excluded), _MOST_EXCLUDED)
+        rows, distances = self._structure.search(code, ask)
+        left = ~np.isin(rows, excluded)
+        if int(left.sum()) < min(k, len(self._structure) - len(excluded)):
+            return None
+        return rows[left], distances[left]
 
-def _nearest(
-    code: NDArray[np.uint8], codes: NDArray[np.uint8], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Rows and distances of the k nearest codes, in no order among equals."""
-    k = min(k, len(codes))
-    if k <= 0:
-        return np.empty(0, np.int64), np.empty(0, np.int32)
-    with _one_thread():
-        distances, rows = faiss.knn_hamming(code.reshape(1, -1), codes, k)
-    return rows[0], distances[0]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let FAISS work in the calling thread alone.
-
-    It shares queries out to threads, and here is one query: a second thread would only be waited
-    for, 10 ms where the other cores are busy. The number is the calling thread's own.
-    """
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
+    def _scan(
+        self, code: NDArray[np.uint8], k: int, begin: int, excluded: NDArray[np.int64]
+    ) -> Nearest:
+        """The nearest of the rows from `begin` on; excluded ones lie there."""
+        if not len(excluded):
+            rows, distances = scan(code, self._codes[begin : self._n], k)
+            return begin + rows, distances
+        # What is excluded is one stretch of rows but for the disorder between cameras, so that two
+        # scans without a copy and one of a few rows find all the others.
+        first, last = int(excluded[0]), int(excluded[-1])
+        between = np.ones(last - first, bool)
+        between[excluded[:-1] - first] = False
+        inside = first + np.flatnonzero(between)
+        before = scan(code, self._codes[begin:first], k)
+        within = scan(code, self._codes[inside], k)
+        after = scan(code, self._codes[last + 1 : self._n], k)
+        return (
+            np.concatenate([begin + before[0], inside[within[0]], last + 1 + after[0]]),
+            np.concatenate([before[1], within[1], after[1]]),
+        )
 
 
 def _frozen(view: NDArray[_T]) -> NDArray[_T]:
     view.flags.writeable = False
     return view
-
-
-def raw_faiss_search(codes: NDArray[np.uint8], k: int) -> Callable[[NDArray[np.uint8]], None]:
-    """A bare `IndexBinaryFlat` over the codes, for benchmarks to stand beside.
-
-    On one thread too, which is its best for one query.
-
-    Returns:
-        a function that searches one code, uint8 [64], and drops the answer.
-    """
-    index = faiss.IndexBinaryFlat(8 * CODE_BYTES)
-    index.add(np.ascontiguousarray(codes))
-
-    def search(code: NDArray[np.uint8]) -> None:
-        with _one_thread():
-            index.search(code.reshape(1, -1), k)
-
-    return search

@@ -32,6 +32,7 @@ class MapInfo:
     cameras: tuple[str, ...]
     sessions: tuple[SessionInfo, ...]
     file_bytes: int
+    index: str  # what searches the codes
     index_bytes: int
     uncommitted: int
     read_only: bool

@@ -14,13 +14,15 @@ from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import CODE_BYTES
 
 
-def load_index(store: Store) -> tuple[HammingIndex, dict[str, int]]:
-    """The index over all codes of a map, and the number of each session by its name.
+def fill_index(index: HammingIndex, store: Store) -> dict[str, int]:
+    """Add all codes of a map to an empty index, and build what it is searched by.
+
+    Returns:
+        the number of each session by its name.
 
     Raises:
         sqlite3.Error, ValueError, TypeError: the file is damaged.
     """
-    index = HammingIndex()
     index.reserve(store.count())
     last = 0
     for rows in store.codes():
@@ -35,7 +37,8 @@ def load_index(store: Store) -> tuple[HammingIndex, dict[str, int]]:
         )
     names = store.sessions()
     _integers(list(names.values()), 1, MAX_ID)
-    return index, names
+    index.build()
+    return names
 
 
 @dataclass(frozen=True)

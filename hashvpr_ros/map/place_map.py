@@ -21,7 +21,7 @@ from hashvpr_ros.map import calibration, headings, verdicts
 from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
-from hashvpr_ros.map.loading import load_index
+from hashvpr_ros.map.loading import fill_index
 from hashvpr_ros.map.maintenance import copy_database, find_problems
 from hashvpr_ros.map.rows import (
     NewPlace,
@@ -49,8 +49,11 @@ class PlaceMap:
     thumbnails and the rest are read from the file when they are asked for.
     """
 
-    def __init__(self, store: Store, session: str, commit_period_s: float) -> None:
+    def __init__(
+        self, store: Store, session: str, commit_period_s: float, index: HammingIndex
+    ) -> None:
         self._store = store
+        self._index = index
         self._lock = threading.RLock()
         self._long_reads = threading.Lock()  # taken before the other where both are
         self._closed = False
@@ -67,7 +70,7 @@ class PlaceMap:
         self._commit_period_s = commit_period_s
         self._pending: dict[int, Row] = {}
         self._pending_since = 0.0
-        self._index, self._session_numbers = load_index(store)
+        self._session_numbers = fill_index(index, store)
         self._next_id = store.next_id()
         self.session = ""
         if not self.read_only:
@@ -86,6 +89,7 @@ class PlaceMap:
         create: bool = True,
         session: str = "",
         commit_period_s: float = 1.0,
+        index: str = "exact",
     ) -> PlaceMap:
         """Open a map and load its codes; create the file where there is none.
 
@@ -94,8 +98,10 @@ class PlaceMap:
             fingerprint, feature_dim: of the engine; empty or 0 accepts any existing map.
             session: name of the session to record; "" makes a UUID.
             commit_period_s: the longest that an added keyframe waits to be written.
+            index: how codes are searched, see parameter `map.index`.
 
         Raises:
+            ConfigError: such an index cannot be had here.
             MapNotFoundError: no such file and it is not to be created.
             WrongModelError: made by another model.
             MapError: foreign, damaged, newer or locked. The file is untouched in every case.
@@ -107,9 +113,10 @@ class PlaceMap:
         }
         if not fingerprint or not feature_dim:
             create = False  # a new map must say what made it
+        empty = HammingIndex(index)
         store = Store.open(path, meta, read_only=read_only, create=create)
         try:
-            return cls(store, session, commit_period_s)
+            return cls(store, session, commit_period_s, empty)
         except BaseException as e:
             store.close()
             # Damage can change the type and the range of a value, too.
@@ -265,7 +272,7 @@ class PlaceMap:
             removed = len(self._index)
             self._store.clear(self._next_id - 1)
             self._pending = {}
-            self._index = HammingIndex()
+            self._index = self._index.emptied()
             self._session_numbers = {}
             self.start_session(self.session)
             return removed
@@ -459,6 +466,11 @@ class PlaceMap:
         return self._index.bytes_per_row
 
     @property
+    def index_in_use(self) -> str:
+        """What searches the codes: as `map.index` names it, or why it is another."""
+        return self._index.in_use
+
+    @property
     def file_bytes(self) -> int:
         """Size of the file and its write-ahead log; 0 in memory."""
         if not self.path:
@@ -493,6 +505,7 @@ class PlaceMap:
                 cameras=contents.cameras,
                 sessions=contents.sessions,
                 file_bytes=self.file_bytes,
+                index=self.index_in_use,
                 index_bytes=self.index_bytes,
                 uncommitted=self.uncommitted(),
                 read_only=self.read_only,

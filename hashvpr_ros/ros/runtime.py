@@ -90,6 +90,7 @@ class Runtime:
             create=create and not read_only,
             session=self.config.map.session if session is None else session,
             commit_period_s=_COMMIT_SHARE * self.config.map.commit_period_s,
+            index=self.config.map.index,
         )
 
     @property

@@ -213,9 +213,9 @@ class VprNode(LifecycleNode):
         self.get_logger().info(
             f"configured in {time.monotonic() - started:.1f} s: engine {runtime.info.name} on "
             f"{runtime.info.provider}, map {runtime.map.path or '(in memory)'} with "
-            f"{len(runtime.map)} keyframes, mode {runtime.mode.value}, images decoded by "
-            f"{conversions.decoder_name()}; probabilities of matches: "
-            f"{runtime.recognizer.probability_source}"
+            f"{len(runtime.map)} keyframes, index {runtime.map.index_in_use}, mode "
+            f"{runtime.mode.value}, images decoded by {conversions.decoder_name()}; "
+            f"probabilities of matches: {runtime.recognizer.probability_source}"
         )
         self._on_status()
 

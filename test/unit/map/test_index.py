@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hashvpr_ros.map.index import HammingIndex, raw_faiss_search
+from hashvpr_ros.map.index import HammingIndex
+from hashvpr_ros.map.index_backends import raw_faiss_search
 
 
 def brute_force(codes, ids, code, k, keep=None):
