@@ -115,6 +115,14 @@ class MapConfig:
         "gpu: exact by a faiss that has a GPU (never run).",
         choices=("exact", "hnsw", "ivf", "gpu"),
     )
+    max_index_mb: int = setting(
+        0,
+        "Most memory of the index, which is all of a map on disk that is kept in memory. Where it "
+        "is reached, the keyframes that say least leave the index, not the file. 0: no ceiling.",
+        unit="MB",
+        low=0,
+        high=65536,
+    )
 
 
 @dataclass(frozen=True)

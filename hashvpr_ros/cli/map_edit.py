@@ -121,8 +121,8 @@ def prune(
     \b
     hashvpr map prune office.vprmap small.vprmap --max-mb 20
     """
+    from hashvpr_ros.map.nearness import Nearness
     from hashvpr_ros.map.prune import prune_map
-    from hashvpr_ros.map.redundancy import Nearness
 
     if keep is not None and max_mb is not None:
         raise ConfigError("give either --keep N or --max-mb M")

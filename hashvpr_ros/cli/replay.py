@@ -272,6 +272,7 @@ def _replay(frames: BagFrames, cameras: dict[str, str], config: Config, ledger_p
                 session=config.map.session,
                 commit_period_s=config.map.commit_period_s,
                 index=config.map.index,
+                max_index_mb=config.map.max_index_mb,
             ) as place_map,
             LedgerWriter(ledger_path) if config.publish.ledger else nullcontext() as ledgers,
             progress_bar(len(frames), "replaying") as bar,

@@ -21,9 +21,9 @@ from hashvpr_ros.types import CODE_BYTES
 _T = TypeVar("_T", bound=np.generic)
 _GROWTH = 1.18  # more would waste memory on large maps, less would copy too often
 _FIRST_ROWS = 1024
-_COPIED_ROWS = 65536  # at a time, so that little memory is needed twice
+_COPIED_ROWS = 2048  # at a time, so that little memory is needed twice
 # A structure gets new rows by so many: HNSW goes over all rows at each addition, however few come.
-_STRUCTURE_BATCH = 64
+_STRUCTURE_BATCH = 16
 # So many excluded rows are asked of a structure beside the k that are wanted. Where more are among
 # the nearest, all rows are scanned.
 _MOST_EXCLUDED = 1000

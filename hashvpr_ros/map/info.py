@@ -27,6 +27,7 @@ class MapInfo:
     feature_dim: int
     schema_version: int
     keyframes: int
+    left_out: int  # of them, not in the index, which has reached its ceiling
     with_pose: int
     with_thumbnail: int
     cameras: tuple[str, ...]

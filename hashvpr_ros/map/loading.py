@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.map.ceiling import BoundedIndex, Views
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.schema import MAX_ID
 from hashvpr_ros.map.store import Store
@@ -24,17 +25,22 @@ def fill_index(index: HammingIndex, store: Store) -> dict[str, int]:
         sqlite3.Error, ValueError, TypeError: the file is damaged.
     """
     index.reserve(store.count())
-    last = 0
-    for rows in store.codes():
-        ids, sessions, stamps, codes = zip(*rows, strict=True)
-        numbers = _ascending(ids, last)
-        last = int(numbers[-1])
-        index.add(
-            _codes(codes),
-            numbers.astype(np.int32),
-            _integers(sessions, 1, MAX_ID).astype(np.int32),
-            _integers(stamps),
-        )
+    if isinstance(index, BoundedIndex):
+        for part in _parts(store):
+            views = Views(part.cameras, part.frame_ids, part.poses)
+            index.add_seen(part.codes, part.ids, part.sessions, part.stamps_ns, views)
+    else:
+        last = 0
+        for rows in store.codes():
+            ids, sessions, stamps, codes = zip(*rows, strict=True)
+            numbers = _ascending(ids, last)
+            last = int(numbers[-1])
+            index.add(
+                _codes(codes),
+                numbers.astype(np.int32),
+                _integers(sessions, 1, MAX_ID).astype(np.int32),
+                _integers(stamps),
+            )
     names = store.sessions()
     _integers(list(names.values()), 1, MAX_ID)
     index.build()
@@ -65,39 +71,47 @@ def load_columns(store: Store) -> Columns:
     Raises:
         sqlite3.Error, ValueError, TypeError: the file is damaged.
     """
-    ids, sessions, stamps, crcs = ([np.empty(0, np.int64)] for _ in range(4))
-    poses, codes = [np.empty((0, 7))], [np.empty((0, CODE_BYTES), np.uint8)]
-    cameras: list[str] = []
-    frame_ids: list[str | None] = []
+    parts = list(_parts(store))
+    names = {number: name for name, number in store.sessions().items()}
+    _texts(list(names.values()))
+
+    def joined(column: str, empty: NDArray) -> NDArray:
+        return np.concatenate([empty, *(getattr(p, column) for p in parts)])
+
+    columns = Columns(
+        joined("ids", np.empty(0, np.int32)),
+        joined("sessions", np.empty(0, np.int32)),
+        names,
+        [camera for p in parts for camera in p.cameras],
+        joined("stamps_ns", np.empty(0, np.int64)),
+        [frame_id for p in parts for frame_id in p.frame_ids],
+        joined("poses", np.empty((0, 7))),
+        joined("codes", np.empty((0, CODE_BYTES), np.uint8)),
+        joined("crcs", np.empty(0, np.int64)),
+    )
+    if not set(np.unique(columns.sessions).tolist()) <= names.keys():
+        raise ValueError("keyframes have sessions that are not there")
+    return columns
+
+
+def _parts(store: Store) -> Iterator[Columns]:
+    """The columns of a map, some thousand keyframes at a time, without the names of sessions."""
     last = 0
     for rows in store.columns():
         id_, session, camera, stamp, frame_id, *pose, code, crc = zip(*rows, strict=True)
         numbers = _ascending(id_, last)
         last = int(numbers[-1])
-        ids.append(numbers)
-        sessions.append(_integers(session, 1, MAX_ID))
-        cameras += _texts(camera)
-        stamps.append(_integers(stamp))
-        frame_ids += _texts(frame_id, str, type(None))
-        poses.append(_poses(pose, frame_id))
-        codes.append(_codes(code))
-        crcs.append(_integers(crc))
-    names = {number: name for name, number in store.sessions().items()}
-    _texts(list(names.values()))
-    found = np.concatenate(sessions)
-    if not set(np.unique(found).tolist()) <= names.keys():
-        raise ValueError("keyframes have sessions that are not there")
-    return Columns(
-        np.concatenate(ids).astype(np.int32),
-        found.astype(np.int32),
-        names,
-        cameras,
-        np.concatenate(stamps),
-        frame_ids,
-        np.concatenate(poses),
-        np.concatenate(codes),
-        np.concatenate(crcs),
-    )
+        yield Columns(
+            numbers.astype(np.int32),
+            _integers(session, 1, MAX_ID).astype(np.int32),
+            {},
+            list(_texts(camera)),
+            _integers(stamp),
+            list(_texts(frame_id, str, type(None))),
+            _poses(pose, frame_id),
+            _codes(code),
+            _integers(crc),
+        )
 
 
 def _ascending(values: Sequence[int], last: int) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import calibration, headings, verdicts
+from hashvpr_ros.map.ceiling import BoundedIndex, Views, new_index
 from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
@@ -90,6 +91,7 @@ class PlaceMap:
         session: str = "",
         commit_period_s: float = 1.0,
         index: str = "exact",
+        max_index_mb: int = 0,
     ) -> PlaceMap:
         """Open a map and load its codes; create the file where there is none.
 
@@ -98,7 +100,8 @@ class PlaceMap:
             fingerprint, feature_dim: of the engine; empty or 0 accepts any existing map.
             session: name of the session to record; "" makes a UUID.
             commit_period_s: the longest that an added keyframe waits to be written.
-            index: how codes are searched, see parameter `map.index`.
+            index, max_index_mb: how codes are searched and how much memory that may take, see
+                the parameters `map.index` and `map.max_index_mb`.
 
         Raises:
             ConfigError: such an index cannot be had here.
@@ -113,7 +116,7 @@ class PlaceMap:
         }
         if not fingerprint or not feature_dim:
             create = False  # a new map must say what made it
-        empty = HammingIndex(index)
+        empty = new_index(index, max_index_mb)
         store = Store.open(path, meta, read_only=read_only, create=create)
         try:
             return cls(store, session, commit_period_s, empty)
@@ -131,7 +134,13 @@ class PlaceMap:
             return place_map.info()
 
     def __len__(self) -> int:
-        return len(self._index)
+        """Keyframes of the map, those that are not in the index included."""
+        return len(self._index) + self.left_out
+
+    @property
+    def left_out(self) -> int:
+        """Keyframes that left the index to keep it under its ceiling; the file has them."""
+        return self._index.left_out if isinstance(self._index, BoundedIndex) else 0
 
     def __enter__(self) -> PlaceMap:
         return self
@@ -190,12 +199,16 @@ class PlaceMap:
                 self._pending_since = time.monotonic()
             self._pending.update((r.id, r) for r in rows)
             number = self._session_numbers[self.session]
-            self._index.add(
+            columns = (
                 np.frombuffer(b"".join(r.code for r in rows), np.uint8).reshape(-1, CODE_BYTES),
                 np.array([r.id for r in rows], np.int32),
                 np.full(len(rows), number, np.int32),
                 np.array([r.stamp_ns for r in rows], np.int64),
             )
+            if isinstance(self._index, BoundedIndex):
+                self._index.add_seen(*columns, Views.of(rows))
+            else:
+                self._index.add(*columns)
             return [r.id for r in rows]
 
     def set_calibration(self, new: calibration.Calibration | None) -> None:
@@ -269,7 +282,7 @@ class PlaceMap:
         """Delete all keyframes; returns how many. Their ids are not used again."""
         with self._lock:
             self._check_writable()
-            removed = len(self._index)
+            removed = len(self)
             self._store.clear(self._next_id - 1)
             self._pending = {}
             self._index = self._index.emptied()
@@ -316,7 +329,9 @@ class PlaceMap:
             MapError: an id that the map does not hold.
         """
         with self._lock:
-            return self._index.places[self._rows(ids)].astype(np.int64)
+            if (self._index.rows_of(ids) < 0).any():
+                self.keyframes(ids)  # says which there is not
+            return self._index.places_of(ids)
 
     def views_of(self, place: int) -> NDArray[np.int32]:
         """Ids of the keyframes of a place, one for each camera, int32 [n]; none: no such place."""
@@ -330,13 +345,6 @@ class PlaceMap:
         with self._lock:
             first = np.diff(self._index.places, prepend=-1) != 0
             return self._index.ids[first]
-
-    def _rows(self, ids: NDArray[np.integer]) -> NDArray[np.intp]:
-        rows = np.searchsorted(self._index.ids, ids)
-        rows = np.minimum(rows, len(self._index) - 1)
-        if len(ids) and (not len(self._index) or (self._index.ids[rows] != ids).any()):
-            self.keyframes(ids)  # says which there is not
-        return rows
 
     def sessions_of(
         self,
@@ -411,8 +419,7 @@ class PlaceMap:
             missing = next((i for i in wanted if i not in found), None)
             if missing is not None:
                 raise MapError(f"{self.path}: there is no keyframe {missing}")
-            rows = np.searchsorted(self._index.ids, wanted)
-            places = self._index.places[rows].tolist()
+            places = self._index.places_of(np.array(wanted, np.int64)).tolist()
             return [
                 found[i] if p == i else replace(found[i], place=p)
                 for i, p in zip(wanted, places, strict=True)
@@ -430,18 +437,25 @@ class PlaceMap:
         """Codes of keyframes, uint8 [n, 64], from memory.
 
         Raises:
-            MapError: an id that the map does not hold.
+            MapError: an id that the map does not hold, or that is not in the index.
         """
         with self._lock:
-            return self._index.codes[self._rows(ids)]
+            rows = self._index.rows_of(ids)
+            if (rows < 0).any():
+                self.keyframes(ids)  # says which there is not
+                raise MapError(
+                    f"{self.path}: keyframe {int(np.asarray(ids)[rows < 0][0])} is not in the "
+                    "index; raise map.max_index_mb and load the map again"
+                )
+            return self._index.codes[rows]
 
     def codes(self) -> NDArray[np.uint8]:
-        """A copy of all codes, uint8 [n, 64], in the order of `ids`."""
+        """A copy of all codes in the index, uint8 [n, 64], in the order of `ids`."""
         with self._lock:
             return self._index.codes.copy()
 
     def ids(self) -> NDArray[np.int32]:
-        """A copy of all ids, ascending, int32 [n]."""
+        """A copy of all ids in the index, ascending, int32 [n]."""
         with self._lock:
             return self._index.ids.copy()
 
@@ -505,6 +519,7 @@ class PlaceMap:
                 cameras=contents.cameras,
                 sessions=contents.sessions,
                 file_bytes=self.file_bytes,
+                left_out=self.left_out,
                 index=self.index_in_use,
                 index_bytes=self.index_bytes,
                 uncommitted=self.uncommitted(),

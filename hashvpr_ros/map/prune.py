@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from hashvpr_ros.map.edit import MapReader, Progress, new_map, no_progress, write_rows
-from hashvpr_ros.map.redundancy import Nearness, find_redundant
+from hashvpr_ros.map.nearness import Nearness
+from hashvpr_ros.map.redundancy import find_redundant
 from hashvpr_ros.map.store import Store
 
 

@@ -14,20 +14,7 @@ from numpy.typing import NDArray
 from hashvpr_ros.map.edit import Progress, no_progress
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.loading import Columns
-
-# Bits set in each 16-bit number: numpy has no popcount before its version 2.
-_BITS = np.unpackbits(np.arange(1 << 16, dtype="<u2").view(np.uint8).reshape(-1, 2), axis=1).sum(
-    axis=1, dtype=np.uint8
-)
-
-
-@dataclass(frozen=True)
-class Nearness:
-    """How near two keyframes are where one of them can go."""
-
-    within_m: float = 1.0
-    within_rad: float = 0.35
-    within_bits: int = 24
+from hashvpr_ros.map.nearness import Nearness, bits_apart
 
 
 @dataclass(frozen=True)
@@ -136,9 +123,9 @@ class _StayingByPose:
             rows = rows[np.linalg.norm(poses[:, :3] - pose[:3], axis=1) <= self._nearness.within_m]
         turned = _unit(columns.poses[rows, 3:]) @ _unit(pose[np.newaxis, 3:])[0]
         rows = rows[np.abs(turned) >= self._least_dot]
-        different = columns.codes[rows] ^ columns.codes[row]
-        bits = _BITS[different.view(np.uint16)].sum(axis=1, dtype=np.int32)
-        rows, bits = (a[bits <= self._nearness.within_bits] for a in (rows, bits))
+        bits = bits_apart(columns.codes[rows], columns.codes[row])
+        near = bits <= self._nearness.within_bits
+        rows, bits = rows[near], bits[near]
         if not len(rows):
             return None
         own = columns.sessions[rows] == columns.sessions[row]

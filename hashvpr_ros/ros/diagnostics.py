@@ -185,6 +185,7 @@ def node_status(
             "map_path": place_map.path,
             "map_keyframes": len(place_map),
             "map_uncommitted": place_map.uncommitted(),
+            "map_left_out": place_map.left_out,
             "map_index": place_map.index_in_use,
             "map_index_mib": f"{place_map.index_bytes / 2**20:.1f}",
             "map_file_mib": f"{place_map.file_bytes / 2**20:.1f}",

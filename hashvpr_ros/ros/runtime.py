@@ -91,6 +91,7 @@ class Runtime:
             session=self.config.map.session if session is None else session,
             commit_period_s=_COMMIT_SHARE * self.config.map.commit_period_s,
             index=self.config.map.index,
+            max_index_mb=self.config.map.max_index_mb,
         )
 
     @property

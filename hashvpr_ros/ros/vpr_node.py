@@ -505,6 +505,12 @@ class VprNode(LifecycleNode):
             if self._runtime is None:
                 return
             status = self._map_status()
+            if left_out := self._runtime.map.left_out:
+                self.get_logger().warning(
+                    f"map.max_index_mb is reached: {left_out} of {status.keyframes} keyframes, "
+                    "those that say least, are not searched; the file keeps them",
+                    once=True,
+                )
             last = self._last_status
             if last is not None:
                 last.header = status.header

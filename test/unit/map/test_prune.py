@@ -7,9 +7,9 @@ import pytest
 from edit_helpers import check_result, content, refused
 from map_helpers import DIM, add_places, descriptor, folder_state, make_map, open_map
 
+from hashvpr_ros.map.nearness import Nearness
 from hashvpr_ros.map.place_map import NewPlace
 from hashvpr_ros.map.prune import prune_map
-from hashvpr_ros.map.redundancy import Nearness
 from hashvpr_ros.types import Descriptor, Pose
 
 ODOM = Pose((0.0, 0.0, 0.0), frame_id="odom")
