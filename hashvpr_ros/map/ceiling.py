@@ -36,8 +36,9 @@ _NONE = 0xFFFF
 # Pairs that are looked at for each row that must leave: a row has two neighbours in each order, so
 # that a pair which was taken stands in the way of six others at most.
 _PAIRS_A_ROW = 8
-# What choosing needs for a moment: for each row, and beside. A test measures it.
-_SCRATCH_BYTES, _SCRATCH_MB = 62, 0.4
+# What choosing needs for a moment, or codes that are copied to where there is more room: for each
+# row, and beside. A test measures it.
+_SCRATCH_BYTES, _SCRATCH_MB = 64, 0.4
 
 
 def new_index(kind: str, max_mb: int) -> HammingIndex:
@@ -122,10 +123,7 @@ class BoundedIndex(HammingIndex):
         return BoundedIndex(self._max_mb)
 
     def reserve(self, rows: int) -> None:
-        # The last growth goes straight to the ceiling, and from no more than a half of it: while
-        # rows are copied, both places hold them.
-        rows = min(rows, self.most_rows)
-        super().reserve(self.most_rows if 2 * rows > self.most_rows else rows)
+        super().reserve(min(rows, self.most_rows))
 
     def add_seen(
         self,

@@ -132,13 +132,13 @@ def test_distant_places_that_look_alike_do_not_displace_each_other(views):
 
 
 def test_cameras_are_compared_with_themselves():
-    front, rear = walk(1000, 1), walk(1000, 2)
+    front, rear = np.repeat(walk(1), 600, axis=0), walk(600, 2, 60)  # one sees nothing but a wall
     codes = np.stack([front, rear], axis=1).reshape(-1, 64)
-    views = Views(["front", "rear"] * 1000, [None] * 2000, np.full((2000, 7), np.nan))
-    index = bounded(1000)
+    views = Views(["front", "rear"] * 600, [None] * 1200, np.full((1200, 7), np.nan))
+    index = bounded(900)
     add(index, codes, views)
-    kept = np.bincount(index.ids % 2)
-    assert kept.min() > 400
+    fronts, rears = (index.ids % 2 == 1).sum(), (index.ids % 2 == 0).sum()
+    assert rears == 600 and fronts <= 300
 
 
 def test_keyframes_without_any_neighbour_are_thinned_evenly():
