@@ -221,7 +221,10 @@ class HammingIndex:
     def sessions_of(
         self, places: NDArray[np.integer], session: int, stamp_ns: int | None
     ) -> NDArray[np.int32]:
-        """Sessions of places, int32 [n]: -1 for places that are not there, or excluded.
+        """Sessions of places, int32 [n]: -1 for places that never were there, or are excluded.
+
+        A place that has gone from between two of one session is still one where a robot can be:
+        without it no belief could move along a session of which keyframes were left out.
 
         Args:
             places: in any order.
@@ -229,13 +232,26 @@ class HammingIndex:
         """
         if not self._n:
             return np.full(len(places), -1, np.int32)
-        rows = np.minimum(np.searchsorted(self._places[: self._n], places), self._n - 1)
-        sessions = self._sessions[rows]
-        absent = self._places[rows] != places
+        held = self._places[: self._n]
+        after = np.minimum(np.searchsorted(held, places), self._n - 1)
+        before = np.maximum(np.searchsorted(held, places, side="right") - 1, 0)
+        sessions = self._sessions[after]
+        absent = (self._sessions[before] != sessions) | (places < held[0]) | (places > held[-1])
         if stamp_ns is not None:
-            absent |= (sessions == session) & (self._stamps[rows] > stamp_ns)
+            absent |= (sessions == session) & (self._stamps[after] > stamp_ns)
         sessions[absent] = -1
         return sessions
+
+    def views_of(self, place: int) -> NDArray[np.int32]:
+        """Ids of the keyframes of a place, or, where it has gone, of the nearest that is left."""
+        if self.sessions_of(np.array([place]), 0, None)[0] < 0:
+            return np.empty(0, np.int32)
+        held = self._places[: self._n]
+        after = int(np.searchsorted(held, place))
+        near = held[max(after - 1, 0) : after + 1]
+        nearest = near[np.argmin(np.abs(near.astype(np.int64) - place))]
+        first, end = np.searchsorted(held, [nearest, nearest + 1])
+        return self._ids[first:end].copy()
 
     def search(
         self, code: NDArray[np.uint8], k: int, excluded: NDArray[np.int64] | None = None

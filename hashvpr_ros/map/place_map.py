@@ -334,11 +334,12 @@ class PlaceMap:
             return self._index.places_of(ids)
 
     def views_of(self, place: int) -> NDArray[np.int32]:
-        """Ids of the keyframes of a place, one for each camera, int32 [n]; none: no such place."""
+        """Ids of the keyframes of a place, one for each camera, int32 [n]; none: no such place.
+
+        Of one that has gone from between two of a session: those of the nearest that is left.
+        """
         with self._lock:
-            places = self._index.places
-            first, end = np.searchsorted(places, [place, place + 1])
-            return self._index.ids[first:end].copy()
+            return self._index.views_of(place)
 
     def first_views(self) -> NDArray[np.int32]:
         """The first keyframe of each place, ascending, int32 [n]."""
@@ -359,7 +360,8 @@ class PlaceMap:
             exclude_session, exclude_after_ns: as for `search`.
 
         Returns:
-            positive numbers; -1 for a place that the map does not hold, or that is excluded.
+            positive numbers; -1 for a place that never was there, or that is excluded. One that
+            has gone from between two of a session is still where a robot can be.
         """
         with self._lock:
             self._check_open()

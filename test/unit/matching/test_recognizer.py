@@ -10,7 +10,7 @@ from hashvpr_ros.errors import ImageError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer, thumbnail_jpeg
 from hashvpr_ros.simulation.course import DAY, EVENING, Course
-from hashvpr_ros.types import Mode, Pose, Reason
+from hashvpr_ros.types import Mode, Pose, Reason, Verdict
 
 SECOND = 10**9
 
@@ -58,6 +58,29 @@ def test_a_second_lap_closes_and_no_closure_is_wrong(engine, place_map, shots):
     assert len(closures) > 0.3 * len(second)
     assert decisions[0].reason is Reason.MAP_EMPTY
     assert {d.reason for d in decisions} <= set(Reason)
+
+
+def test_laps_still_close_where_the_index_has_reached_its_ceiling(engine, shots, monkeypatch):
+    with PlaceMap.open(
+        "", engine.info.fingerprint, engine.info.feature_dim, max_index_mb=1
+    ) as place_map:
+        monkeypatch.setattr(place_map._index, "most_rows", len(shots) * 2 // 5)
+        vpr = recognizer(
+            engine, place_map, matching__exclude_recent_s=10.0, keyframes__min_distance_m=0.0
+        )
+        by_stamp = {s.stamp_ns: s for s in shots}
+        decisions = [vpr.process(s.rgb, s.stamp_ns, pose_of(s)) for s in shots]
+        assert place_map.left_out > len(shots) / 2
+        accepted = [d for d in decisions if d.accepted]
+        for d in accepted:
+            here, there = by_stamp[d.stamp_ns], by_stamp[d.hypotheses[0].keyframe.stamp_ns]
+            assert np.hypot(here.x_m - there.x_m, here.y_m - there.y_m) < 4.0
+            # What was matched may have left since, and a back end may speak of it still.
+            ids = np.array([h.keyframe.id for h in d.hypotheses])
+            assert [k.id for k in place_map.keyframes(ids)] == ids.tolist()
+            vpr.verdict(d.stamp_ns, d.camera, int(ids[0]), Verdict.ACCEPTED)
+        # Not one in ten where a place that has left is none that the robot can be at.
+        assert len(accepted) > 0.5 * len(shots) / 2
 
 
 def test_slam_leaves_out_the_recent_past_before_the_search(engine, place_map, shots):
