@@ -25,10 +25,10 @@ from hashvpr_ros.evaluation.metrics import median_p95
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.types import CODE_BITS, CODE_BYTES
 
-# With these, codes 1, 5, 10 and 20 keyframes apart on a drive differ by 58, 101, 123 and 136 bits,
-# those of other drives by 138 (standard deviation 17), and a query from its place by 70. The lite
-# model's codes of rendered courses, 0.5 m a keyframe: 57, 101, 121, 136; 137 (18); in another
-# light 69.
+# With these, codes 1, 5, 10 and 20 keyframes apart on a drive differ by 59, 101, 122 and 135 bits,
+# those of other drives by 139 (standard deviation 16), and a query from its place by 71. The lite
+# model's codes of rendered courses, 0.5 m a keyframe: 59, 101, 121, 134; 139 (17); 69 in another
+# light.
 _HALF_LIFE_KEYFRAMES = 4.8
 _VIEW_NOISE, _QUERY_NOISE = 0.26, 0.66
 _DRIVE_KEYFRAMES = 10_000
