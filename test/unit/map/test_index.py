@@ -187,6 +187,19 @@ def test_extreme_stamps():
     assert index.excluded_rows(1, -(2**63)).tolist() == [1, 2, 3]
 
 
+def test_a_place_that_has_gone_from_a_session_is_still_one_of_it():
+    ids = np.int32([1, 2, 6, 7, 11, 12])
+    index = filled(random_codes(6), np.int32([1, 1, 1, 1, 2, 2]), ids=ids)
+    asked = np.arange(14)
+    wanted = [-1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, 2, 2, -1]
+    assert index.sessions_of(asked, 1, None).tolist() == wanted
+    # Rows are stamped 0 to 5: what lies before an excluded one is as recent.
+    wanted[3:8] = [-1] * 5
+    assert index.sessions_of(asked, 1, 1).tolist() == wanted
+    views = [index.views_of(place).tolist() for place in (1, 3, 4, 5, 7, 9, 12, 13)]
+    assert views == [[1], [2], [2], [6], [7], [], [12], []]
+
+
 @pytest.mark.parametrize("n", [5000, 200_000])
 def test_memory_is_under_100_bytes_a_place(n):
     codes = np.zeros((n, 64), np.uint8)
