@@ -505,7 +505,10 @@ class Matcher:
 
 
 def _spacing_of(place_map: PlaceMap) -> float:
-    """Median metres between places that follow one another; 0 where they have no poses."""
+    """Median metres from one place to the next; 0 where they have no poses.
+
+    Where places between two have gone, the metres are theirs, too.
+    """
     ids = place_map.first_views()
     if len(ids) < 2:
         return 0.0
@@ -514,7 +517,7 @@ def _spacing_of(place_map: PlaceMap) -> float:
         place_map.keyframes(ids[sample]), place_map.keyframes(ids[sample + 1]), strict=True
     )
     steps = [
-        metres
+        metres / (b.place - a.place)
         for a, b in pairs
         if a.session == b.session and (metres := apart_m(a.pose, b.pose)) is not None
     ]

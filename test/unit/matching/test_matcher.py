@@ -8,9 +8,9 @@ import pytest
 from hashvpr_ros.config import from_flat
 from hashvpr_ros.datasets.bag_writer import planar_pose
 from hashvpr_ros.map.place_map import PlaceMap
-from hashvpr_ros.matching.matcher import Matcher
+from hashvpr_ros.matching.matcher import Matcher, _spacing_of
 from hashvpr_ros.matching.probability import ProbabilityModel
-from hashvpr_ros.types import Descriptor, Reason, Verdict
+from hashvpr_ros.types import Descriptor, Pose, Reason, Verdict
 
 DIM = 128
 S = 10**9
@@ -242,3 +242,17 @@ def test_verdicts_of_what_was_not_accepted(place_map):
     matcher = make(place_map)
     drive(matcher, world, range(20))
     assert matcher.verdict(3 * S, "camera", 1, Verdict.REJECTED_BY_GRAPH) is None
+
+
+def test_the_spacing_of_a_map_is_that_of_its_places_whichever_have_gone(monkeypatch):
+    rng = np.random.default_rng(0)
+    with PlaceMap.open("", "ab" * 32, 4, max_index_mb=1) as place_map:
+        monkeypatch.setattr(place_map._index, "most_rows", 100)
+        for i in range(300):
+            code = rng.integers(0, 256, 64, np.uint8)
+            place_map.add(
+                camera="c", stamp_ns=i * S, pose=Pose((0.7 * i, 0.0, 0.0)),
+                descriptor=Descriptor(code, np.zeros(4, np.float32)),
+            )  # fmt: skip
+        assert place_map.left_out >= 200
+        assert _spacing_of(place_map) == pytest.approx(0.7)
