@@ -18,7 +18,10 @@ TYPES = {
     int: ParameterType.PARAMETER_INTEGER,
     float: ParameterType.PARAMETER_DOUBLE,
     str: ParameterType.PARAMETER_STRING,
-    list: ParameterType.PARAMETER_STRING_ARRAY,
+}
+LISTS = {
+    str: ParameterType.PARAMETER_STRING_ARRAY,
+    float: ParameterType.PARAMETER_DOUBLE_ARRAY,
 }
 EVERYTHING = {"keyframes__min_period_s": 0.0, "keyframes__min_novelty_bits": 0}
 
@@ -39,13 +42,15 @@ def test_all_are_declared_with_their_default_description_and_range(node):
     assert set(SETTINGS) <= set(names)
     for setting, descriptor in zip(SETTINGS.values(), node.describe(*SETTINGS), strict=True):
         assert descriptor.name == setting.name
-        assert descriptor.type == TYPES[type(setting.default)], setting.name
+        is_list = isinstance(setting.default, list)
+        kind = LISTS[setting.items] if is_list else TYPES[type(setting.default)]
+        assert descriptor.type == kind, setting.name
         assert descriptor.description.startswith(setting.doc)
         assert setting.unit in descriptor.description
         assert all(choice in descriptor.description for choice in setting.choices)
         assert descriptor.read_only == (setting.change == START)
         ranges = [*descriptor.integer_range, *descriptor.floating_point_range]
-        if setting.low is not None and setting.high is not None:
+        if setting.low is not None and setting.high is not None and not is_list:
             assert [(r.from_value, r.to_value) for r in ranges] == [(setting.low, setting.high)]
         else:
             assert ranges == []
@@ -64,7 +69,7 @@ def bad_values(setting):
     yield 5 if kind in (str, bool, list) else "five"
     if kind is list:
         yield "alone"
-        yield [1, 2]
+        yield [1, 2] if setting.items is str else ["one", "two"]
     if setting.choices:
         yield "none of these"
     if kind is float:
@@ -72,7 +77,7 @@ def bad_values(setting):
         yield float("inf")
     for bound, step in ((setting.low, -1), (setting.high, 1)):
         if bound is not None:
-            yield kind(bound) + step
+            yield [float(bound + step)] if kind is list else kind(bound) + step
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -88,15 +93,20 @@ def test_a_bad_value_is_refused_with_a_reason_and_the_old_one_stays(node, name):
 @pytest.mark.parametrize("name", [s.name for s in settings() if s.change == CONFIGURE])
 def test_what_takes_effect_at_configure_is_refused_later(node, name):
     setting, before = SETTINGS[name], node.get(name)
-    same = (list(before) or [""]) if isinstance(setting.default, list) else before
-    assert node.set(name, same).successful  # no change
-    other = {bool: not before, int: 3, float: 0.5, str: "other", list: ["other"]}
+    same, items, kind = before, setting.items, None
+    if isinstance(setting.default, list):  # an empty one does not say of what it is empty
+        same = list(before) or ([""] if items is str else [])
+        kind = None if items is str else Parameter.Type.DOUBLE_ARRAY
+    assert node.set(name, same, kind).successful  # no change
+    other = {bool: not before, int: 3, float: 0.5, str: "other"}
+    other[list] = ["other"] if items is str else [0.5]
     value = setting.choices[0] if setting.choices else other[type(setting.default)]
     if value == before:
         value = setting.choices[1]
     answer = node.set(name, value)
     assert not answer.successful and "configure" in answer.reason
-    assert node.get(name) == (same if isinstance(setting.default, list) else before)
+    after = node.get(name)
+    assert (list(after) if isinstance(setting.default, list) else after) == same
 
 
 def test_what_is_set_at_start_is_refused_later(node):

@@ -176,9 +176,12 @@ class VprProcess:
         request = Transition(id=TRANSITIONS[transition])
         return bool(self.call(ChangeState, "change_state", transition=request).success)
 
-    def set(self, name: str, value: Any) -> Any:
-        """The result of setting a parameter: `successful` and `reason`."""
-        parameter = Parameter(name, value=value).to_parameter_msg()
+    def set(self, name: str, value: Any, kind: Any = None) -> Any:
+        """The result of setting a parameter: `successful` and `reason`.
+
+        `kind` says of what type an empty list is.
+        """
+        parameter = Parameter(name, kind, value).to_parameter_msg()
         return self.call(SetParameters, "set_parameters", parameters=[parameter]).results[0]
 
     def get(self, name: str) -> Any:
@@ -216,7 +219,7 @@ def _yaml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(f"'{v}'" for v in value) + "]"
+        return "[" + ", ".join(_yaml(v) for v in value) + "]"
     if isinstance(value, (str, Path)):
         return f"'{value}'"
     return str(value)
