@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from hashvpr_ros.config import CONFIGURE, LIVE, START, Setting, settings
+from hashvpr_ros.config import Config
+from hashvpr_ros.setting import CONFIGURE, LIVE, START, Setting, settings
 
 _HEADER = """\
 # Every parameter of vpr_node with its default. Made by `hashvpr config`; a copy may be edited and
@@ -25,7 +26,7 @@ def parameters_yaml() -> str:
     """All parameters as a ROS 2 parameter file for any node name, with comments."""
     lines = [_HEADER + "/**:", "  ros__parameters:"]
     present_group = ""
-    for setting in settings():
+    for setting in settings(Config()):
         group, _, leaf = setting.name.rpartition(".")
         if group != present_group:
             lines += ["", f"    {group}:"]
@@ -56,7 +57,7 @@ def _value(value: Any) -> str:
 def parameters_table() -> str:
     """All parameters as a Markdown table; the README has it."""
     lines = ["| parameter | default | range | meaning |", "|---|---|---|---|"]
-    for s in settings():
+    for s in settings(Config()):
         allowed = ", ".join(s.choices)
         if s.low is not None and s.high is not None:
             allowed = f"{s.low:g} to {s.high:g} {s.unit}".strip()

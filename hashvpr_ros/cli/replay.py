@@ -25,8 +25,8 @@ from hashvpr_ros.cli.common import (
 )
 from hashvpr_ros.cli.run_report import make_run, show_run
 from hashvpr_ros.cli.settings import change_of, read_parameter_file, set_option
-from hashvpr_ros.config import settings
 from hashvpr_ros.errors import ConfigError, MapError
+from hashvpr_ros.setting import settings
 
 if TYPE_CHECKING:
     from hashvpr_ros.cli.node_run import NodeRun

@@ -17,7 +17,7 @@ from hashvpr_ros.matching.distinct import (
 )
 from hashvpr_ros.matching.odometer import Odometer
 from hashvpr_ros.matching.rerank import candidates, rerank
-from hashvpr_ros.types import Candidate, Descriptor
+from hashvpr_ros.types import Candidate, Descriptor, Keyframe
 
 # Of a hundred candidates so many are of other places than the one that was passed most often, else
 # so many times more are looked at: on the twentieth lap the nearest hundred would all show one
@@ -103,6 +103,18 @@ class Finder:
         positions = self._odometer.positions(places)
         # NaN is near nothing.
         return np.asarray(np.linalg.norm(positions - positions[0], axis=1) <= NEAR_M)
+
+    def best_view(self, place: int, descriptor: Descriptor) -> tuple[Keyframe, int, float]:
+        """The view of a place that is most like an image, which found none of them.
+
+        Returns:
+            keyframe, Hamming distance, similarity.
+        """
+        ids = self._map.views_of(place)
+        similarities = self._map.features(ids) @ descriptor.feature
+        best = ids[[int(np.argmax(similarities))]]
+        distance = int(np.unpackbits(self._map.codes_of(best)[0] ^ descriptor.code).sum())
+        return self._map.keyframes(best)[0], distance, float(similarities.max())
 
     def others(self, places: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Which candidates, best first, are known to show another place than the best."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,17 @@ from hashvpr_ros.config import Config
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.bayes import likelihood_ratios
 from hashvpr_ros.matching.distinct import (
-    NEAR_M,
     SamePlaces,
     distinctness,
     show_one_place,
 )
 from hashvpr_ros.matching.finder import Finder, Found, Recent
 from hashvpr_ros.matching.ledger import judge_candidates
-from hashvpr_ros.matching.odometer import Odometer
+from hashvpr_ros.matching.matched import Matched, vote
+from hashvpr_ros.matching.odometer import Odometer, spacing_of
 from hashvpr_ros.matching.probability import ProbabilityModel
 from hashvpr_ros.matching.track import Place, Track
 from hashvpr_ros.matching.verdicts import Closure, Verdicts
-from hashvpr_ros.poses import apart_m
 from hashvpr_ros.types import (
     Candidate,
     Descriptor,
@@ -39,22 +38,6 @@ from hashvpr_ros.types import (
 
 # Places on either side of the likeliest one among which the best candidate is taken for it.
 _SAME_VIEW_PLACES = 4
-_SAMPLE = 300  # places to learn from how far apart they are
-
-
-@dataclass(frozen=True)
-class Matched:
-    """What an image shows, by its descriptor and the past of the robot."""
-
-    reason: Reason
-    hypotheses: tuple[Hypothesis, ...] = ()
-    candidates: tuple[Candidate, ...] = ()
-    new_place_probability: float = 1.0
-    search_ms: float = 0.0
-    rerank_ms: float = 0.0
-    temporal_ms: float = 0.0
-    newest_allowed_ns: int | None = None  # keyframes stamped later were too recent
-    entries: tuple[LedgerEntry, ...] = ()  # of all candidates, where a ledger is asked for
 
 
 class Matcher:
@@ -239,7 +222,7 @@ class Matcher:
         if own is not None:
             return own
         if self._map_spacing_m is None:
-            self._map_spacing_m = _spacing_of(self.map)
+            self._map_spacing_m = spacing_of(self.map)
         return self._map_spacing_m or None
 
     def _sessions_of(self, places: NDArray[np.integer]) -> NDArray[np.integer]:
@@ -286,7 +269,7 @@ class Matcher:
             matched[camera] = self._conclude(
                 camera, descriptor, found[camera], possible[camera], track, places, count
             )
-        matched = self._vote(matched)
+        matched = vote(matched, self._same_places)
         temporal_ms = 1e3 * (time.perf_counter() - started) / len(matched)
         return {
             camera: replace(
@@ -382,7 +365,7 @@ class Matcher:
                 c, keyframe = ranked.found[rank], ranked.keyframe(rank)
                 seen = (keyframe, c.distance_bits, c.similarity, place.mass)
             else:
-                seen = (*self._best_view(place.number, descriptor), place.mass)
+                seen = (*self._finder.best_view(place.number, descriptor), place.mass)
             if is_new(seen[0]):
                 chosen.append(seen)
         for rank in possible:
@@ -393,18 +376,6 @@ class Matcher:
                 c = ranked.found[rank]
                 chosen.append((keyframe, c.distance_bits, c.similarity, 0.0))
         return chosen
-
-    def _best_view(self, place: int, descriptor: Descriptor) -> tuple[Keyframe, int, float]:
-        """The view of a place that is most like an image, which found none of them.
-
-        Returns:
-            keyframe, Hamming distance, similarity.
-        """
-        ids = self.map.views_of(place)
-        similarities = self.map.features(ids) @ descriptor.feature
-        best = ids[[int(np.argmax(similarities))]]
-        distance = int(np.unpackbits(self.map.codes_of(best)[0] ^ descriptor.code).sum())
-        return self.map.keyframes(best)[0], distance, float(similarities.max())
 
     def _weigh(
         self,
@@ -471,54 +442,3 @@ class Matcher:
             alike = best.distinctness <= 0.0 and not self._is_gated(best.keyframe)
             return Reason.NOT_DISTINCT if alike else Reason.BELOW_TARGET
         return Reason.ACCEPTED
-
-    def _vote(self, matched: dict[str, Matched]) -> dict[str, Matched]:
-        """Count which cameras see the place of each hypothesis; of a quarrel the surest wins."""
-        if len(matched) < 2:
-            return matched
-        bests = [m.hypotheses[0] for m in matched.values() if m.hypotheses]
-        surest = max(
-            (m.hypotheses[0] for m in matched.values() if m.reason is Reason.ACCEPTED),
-            key=lambda h: h.probability,
-            default=None,
-        )
-        result = {}
-        for camera, m in matched.items():
-            hypotheses = tuple(
-                replace(h, votes=sum(self._agree(h.keyframe, b.keyframe) for b in bests))
-                for h in m.hypotheses
-            )
-            reason = m.reason
-            if reason is Reason.ACCEPTED and surest is not None:
-                best = hypotheses[0].keyframe
-                one_session = best.session == surest.keyframe.session
-                if one_session and not self._agree(best, surest.keyframe):
-                    reason = Reason.OUTVOTED
-            result[camera] = replace(m, hypotheses=hypotheses, reason=reason)
-        return result
-
-    def _agree(self, a: Keyframe, b: Keyframe) -> bool:
-        if a.session == b.session:
-            return show_one_place(a, b, self._same_places)
-        metres = apart_m(a.pose, b.pose)
-        return metres is not None and metres <= NEAR_M
-
-
-def _spacing_of(place_map: PlaceMap) -> float:
-    """Median metres from one place to the next; 0 where they have no poses.
-
-    Where places between two have gone, the metres are theirs, too.
-    """
-    ids = place_map.first_views()
-    if len(ids) < 2:
-        return 0.0
-    sample = np.linspace(0, len(ids) - 2, min(len(ids) - 1, _SAMPLE)).astype(int)
-    pairs = zip(
-        place_map.keyframes(ids[sample]), place_map.keyframes(ids[sample + 1]), strict=True
-    )
-    steps = [
-        metres / (b.place - a.place)
-        for a, b in pairs
-        if a.session == b.session and (metres := apart_m(a.pose, b.pose)) is not None
-    ]
-    return float(np.median(steps)) if steps else 0.0

@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.distinct import NEAR_M
+from hashvpr_ros.poses import apart_m
 from hashvpr_ros.types import Pose
 
 # Between two images; odometry that jumps further was restarted, and poses before say nothing.
@@ -25,6 +27,7 @@ _NEAR_M = 10.0
 # To tell from how far apart places are.
 _LEAST_KEYFRAMES, _RECENT_KEYFRAMES = 20, 1000
 _COLUMNS = 8  # of `_real`: way, raw x y z, anchored x y z, anchored way
+_SAMPLE = 300  # places of a map to learn the same from
 _REMEMBERED = 1000  # closures that can be forgotten when the back end rejects them
 
 
@@ -299,3 +302,23 @@ def _matrix(pose: Pose) -> NDArray[np.float64]:
     ]
     result[:3, 3] = pose.position_m
     return result
+
+
+def spacing_of(place_map: PlaceMap) -> float:
+    """Median metres from one place to the next; 0 where they have no poses.
+
+    Where places between two have gone, the metres are theirs, too.
+    """
+    ids = place_map.first_views()
+    if len(ids) < 2:
+        return 0.0
+    sample = np.linspace(0, len(ids) - 2, min(len(ids) - 1, _SAMPLE)).astype(int)
+    pairs = zip(
+        place_map.keyframes(ids[sample]), place_map.keyframes(ids[sample + 1]), strict=True
+    )
+    steps = [
+        metres / (b.place - a.place)
+        for a, b in pairs
+        if a.session == b.session and (metres := apart_m(a.pose, b.pose)) is not None
+    ]
+    return float(np.median(steps)) if steps else 0.0

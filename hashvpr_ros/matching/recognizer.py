@@ -20,7 +20,8 @@ from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.rows import NewPlace
 from hashvpr_ros.map.verdicts import StoredVerdict
 from hashvpr_ros.mapping.keyframes import KeyframeSelector
-from hashvpr_ros.matching.matcher import Matched, Matcher
+from hashvpr_ros.matching.matched import Matched
+from hashvpr_ros.matching.matcher import Matcher
 from hashvpr_ros.matching.probability import ProbabilityModel
 from hashvpr_ros.types import (
     Decision,

@@ -1,4 +1,4 @@
-"""The node's parameters, declared from `config.settings()`: descriptors, checks, live changes."""
+"""The node's parameters, declared from `Config`: descriptors, checks, live changes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from hashvpr_ros.config import CONFIGURE, LIVE, START, Config, Setting, from_flat, problem_with
-from hashvpr_ros.config import settings as all_settings
+from hashvpr_ros.config import Config, from_flat
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.setting import CONFIGURE, LIVE, START, Setting, problem_with
+from hashvpr_ros.setting import settings as all_settings
 
 _TYPES = {
     bool: ParameterType.PARAMETER_BOOL,
@@ -61,7 +62,7 @@ class Parameters:
         self._may_configure = may_configure
         self._on_live = on_live
         self._from_inside = 0  # thread that may set what is otherwise too late to set
-        self._settings = {s.name: s for s in all_settings()}
+        self._settings = {s.name: s for s in all_settings(Config())}
         for setting in self._settings.values():
             self._declare(setting)
         node.add_on_set_parameters_callback(self._check)

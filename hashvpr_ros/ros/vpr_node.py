@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,32 +37,8 @@ from hashvpr_ros.ros.parameters import Parameters
 from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.ros.services import Services
+from hashvpr_ros.ros.transitions import SUCCESS, answer_while_busy, transition
 from hashvpr_ros.types import Decision, Mode, Verdict
-
-SUCCESS = TransitionCallbackReturn.SUCCESS
-FAILURE = TransitionCallbackReturn.FAILURE
-ERROR = TransitionCallbackReturn.ERROR
-
-
-def _transition(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Log why a transition fails: one sentence for what is foreseen, else the traceback.
-
-    rclpy takes an exception for ERROR and says nothing.
-    """
-
-    @functools.wraps(method)
-    def wrapped(self: VprNode, state: Any) -> Any:
-        verb = method.__name__.removeprefix("on_")
-        try:
-            return method(self, state)
-        except HashVprError as e:
-            self.get_logger().error(f"cannot {verb}: {e}")
-            return FAILURE
-        except Exception:
-            self.get_logger().error(f"unexpected error in {verb}:\n{traceback.format_exc()}")
-            return ERROR
-
-    return wrapped
 
 
 @dataclass(frozen=True)
@@ -97,7 +71,7 @@ class VprNode(LifecycleNode):
         for sentence in self._settings.unknown():
             self.get_logger().warning(sentence)
         self.transition_group = MutuallyExclusiveCallbackGroup()  # one transition at a time
-        self._answer_while_busy()
+        answer_while_busy(self, self.transition_group)
         Services(
             self,
             lambda: self._runtime,
@@ -133,45 +107,9 @@ class VprNode(LifecycleNode):
         """The present lifecycle state."""
         return str(self._state_machine.current_state[1])
 
-    def _answer_while_busy(self) -> None:
-        """Let questions be answered during a transition, refuse invalid transitions.
-
-        rclpy puts the services of the lifecycle and the parameters in one group, so `get_state`
-        and `get_parameters` would wait for a configure that builds an engine for minutes; and a
-        transition that the state does not have raises in its callback and so ends the process.
-        """
-        group = MutuallyExclusiveCallbackGroup()
-        for name in (
-            "get_state", "get_available_states", "get_available_transitions",
-            "get_transition_graph",
-        ):  # fmt: skip
-            service = getattr(self, f"_service_{name}", None)
-            if service is not None:
-                service.callback_group = group
-                group.add_entity(service)
-        change = getattr(self, "_service_change_state", None)
-        if change is None:
-            return
-        change.callback_group = self.transition_group
-        self.transition_group.add_entity(change)
-        inner = change.callback
-
-        def checked(request: Any, response: Any) -> Any:
-            try:
-                return inner(request, response)
-            except Exception as e:
-                wanted = request.transition.label or request.transition.id
-                self.get_logger().warning(
-                    f"transition {wanted} refused in state {self.state_label()}: {e}"
-                )
-                response.success = False
-                return response
-
-        change.callback = checked
-
     # Transitions
 
-    @_transition
+    @transition
     def on_configure(self, state: Any) -> TransitionCallbackReturn:
         """Load engine and map; FAILURE leaves the node unconfigured."""
         try:
@@ -256,7 +194,7 @@ class VprNode(LifecycleNode):
             qos_overriding_options=options,
         )  # fmt: skip
 
-    @_transition
+    @transition
     def on_activate(self, state: Any) -> TransitionCallbackReturn:
         """Subscribe."""
         config = self._settings.config()
@@ -285,7 +223,7 @@ class VprNode(LifecycleNode):
         self.get_logger().info(f"active: waiting for images on {topics}")
         return result
 
-    @_transition
+    @transition
     def on_deactivate(self, state: Any) -> TransitionCallbackReturn:
         """Stop taking images; what was added to the map is written."""
         self._unsubscribe()
@@ -297,19 +235,19 @@ class VprNode(LifecycleNode):
             self._on_failure(e)
         return super().on_deactivate(state)
 
-    @_transition
+    @transition
     def on_cleanup(self, state: Any) -> TransitionCallbackReturn:
         """Write the map and free everything."""
         self._release()
         return SUCCESS
 
-    @_transition
+    @transition
     def on_shutdown(self, state: Any) -> TransitionCallbackReturn:
         """Write the map and free everything, from any state."""
         self._release()
         return SUCCESS
 
-    @_transition
+    @transition
     def on_error(self, state: Any) -> TransitionCallbackReturn:
         """Free everything; the node is unconfigured then and can be configured again."""
         self._release()

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from hashvpr_ros.config import setting, settings, with_values
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.setting import setting, settings, with_values
 
 
 @dataclass(frozen=True)

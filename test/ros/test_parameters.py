@@ -10,9 +10,10 @@ from rcl_interfaces.srv import ListParameters, SetParametersAtomically
 from rclpy.parameter import Parameter
 from vpr_process import Camera, wait_until
 
-from hashvpr_ros.config import CONFIGURE, LIVE, START, settings
+from hashvpr_ros.config import Config
+from hashvpr_ros.setting import CONFIGURE, LIVE, START, settings
 
-SETTINGS = {s.name: s for s in settings()}
+SETTINGS = {s.name: s for s in settings(Config())}
 TYPES = {
     bool: ParameterType.PARAMETER_BOOL,
     int: ParameterType.PARAMETER_INTEGER,
@@ -90,7 +91,7 @@ def test_a_bad_value_is_refused_with_a_reason_and_the_old_one_stays(node, name):
         assert node.get(name) == before
 
 
-@pytest.mark.parametrize("name", [s.name for s in settings() if s.change == CONFIGURE])
+@pytest.mark.parametrize("name", [s.name for s in settings(Config()) if s.change == CONFIGURE])
 def test_what_takes_effect_at_configure_is_refused_later(node, name):
     setting, before = SETTINGS[name], node.get(name)
     same, items, kind = before, setting.items, None
@@ -133,7 +134,7 @@ def test_live_ones_take_effect_at_the_next_image(node):
         node.second = getattr(node, "second", 100) + 1
         return node.camera.show(node.second if seed is None else seed, node.second)
 
-    live = {s.name for s in settings() if s.change == LIVE}
+    live = {s.name for s in settings(Config()) if s.change == LIVE}
     assert node.set("matching.max_hypotheses", 1).successful
     assert len(show().hypotheses) == 1
     assert node.set("matching.max_hypotheses", 4).successful

@@ -10,8 +10,9 @@ import yaml
 from click.testing import CliRunner
 
 from hashvpr_ros.cli.config import command, parameters_table, parameters_yaml
-from hashvpr_ros.config import Config, from_flat, problem_with, settings
+from hashvpr_ros.config import Config, from_flat
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.setting import problem_with, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 YAML = ROOT / "config" / "vpr.yaml"
@@ -44,14 +45,14 @@ def test_the_yaml_has_every_parameter_with_its_default():
     tree = yaml.safe_load(YAML.read_text())
     assert list(tree) == ["/**"]
     values = flat(tree["/**"]["ros__parameters"])
-    assert values == {s.name: s.default for s in settings()}
-    for s in settings():  # 30 would be declared as an integer
+    assert values == {s.name: s.default for s in settings(Config())}
+    for s in settings(Config()):  # 30 would be declared as an integer
         assert type(values[s.name]) is type(s.default), s.name
     assert from_flat(values) == Config()
 
 
 def test_every_default_is_allowed_and_every_setting_is_explained():
-    for s in settings():
+    for s in settings(Config()):
         assert problem_with(s, s.default) == ""
         assert s.doc.endswith("."), s.name
         numeric = type(s.default) in (int, float)
@@ -97,7 +98,7 @@ def launch_overrides() -> dict[str, tuple]:
 
 def test_launch_overrides_parameters_that_exist_with_their_type():
     types = {"str": str, "bool": bool, "List[str]": list}
-    known = {s.name: type(s.default) for s in settings()} | {"use_sim_time": bool}
+    known = {s.name: type(s.default) for s in settings(Config())} | {"use_sim_time": bool}
     for argument, (parameter, kind) in launch_overrides().items():
         assert known[parameter] is types[kind], argument
 

@@ -1,4 +1,4 @@
-"""Two cameras, ahead and behind: a course driven back is recognised, and instants are one place."""
+"""Two cameras, ahead and behind: a course driven back is recognised, instants are one place."""
 
 import math
 

@@ -8,7 +8,8 @@ import pytest
 from hashvpr_ros.config import from_flat
 from hashvpr_ros.datasets.bag_writer import planar_pose
 from hashvpr_ros.map.place_map import PlaceMap
-from hashvpr_ros.matching.matcher import Matcher, _spacing_of
+from hashvpr_ros.matching.matcher import Matcher
+from hashvpr_ros.matching.odometer import spacing_of
 from hashvpr_ros.matching.probability import ProbabilityModel
 from hashvpr_ros.types import Descriptor, Pose, Reason, Verdict
 
@@ -255,4 +256,4 @@ def test_the_spacing_of_a_map_is_that_of_its_places_whichever_have_gone(monkeypa
                 descriptor=Descriptor(code, np.zeros(4, np.float32)),
             )  # fmt: skip
         assert place_map.left_out >= 200
-        assert _spacing_of(place_map) == pytest.approx(0.7)
+        assert spacing_of(place_map) == pytest.approx(0.7)

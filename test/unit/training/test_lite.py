@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from hashvpr_ros.config import with_values
 from hashvpr_ros.engine.factory import create_engine, default_model_path
 from hashvpr_ros.errors import CheckpointError, ConfigError
 from hashvpr_ros.export.onnx import Metadata, export_onnx
@@ -14,6 +13,7 @@ from hashvpr_ros.model.checkpoints import CheckpointInfo, open_checkpoint, save_
 from hashvpr_ros.model.efficientnet_lite import load_imagenet
 from hashvpr_ros.model.graph import Normalise
 from hashvpr_ros.model.lite import FEATURE_DIM, POOLED_DIM, LiteNetwork, pool
+from hashvpr_ros.setting import with_values
 from hashvpr_ros.training import trainer as trainer_module
 from hashvpr_ros.training.config import ModelSettings, TrainConfig, read_config
 from hashvpr_ros.training.images import PLAIN, ImageReader

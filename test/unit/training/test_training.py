@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from hashvpr_ros.config import with_values
 from hashvpr_ros.errors import CheckpointError, ConfigError
 from hashvpr_ros.model.checkpoints import CheckpointInfo, open_checkpoint, save_network
+from hashvpr_ros.setting import with_values
 from hashvpr_ros.training.config import TrainConfig
 from hashvpr_ros.training.images import plan_epoch
 from hashvpr_ros.training.stages import set_train
