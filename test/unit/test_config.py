@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from hashvpr_ros.cli.config import command, parameters_table, parameters_yaml
-from hashvpr_ros.config import Config, from_flat
+from hashvpr_ros.config import Config, camera_headings, from_flat
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.setting import problem_with, settings
 
@@ -66,6 +66,9 @@ def test_every_default_is_allowed_and_every_setting_is_explained():
         ("matching.top_k", 1.5), ("matching.target_precision", float("nan")),
         ("matching.exclude_recent_s", float("inf")), ("mode", "SLAM"), ("mode", ""),
         ("input.image_topics", "image"), ("input.image_topics", [1]), ("autostart", 1),
+        ("input.camera_headings", 1.0), ("input.camera_headings", ["0"]),
+        ("input.camera_headings", [True]), ("input.camera_headings", [float("nan")]),
+        ("input.camera_headings", [0.0, 7.0]),
         ("map.path", None), ("no.such", 1),
     ],
 )  # fmt: skip
@@ -81,6 +84,15 @@ def test_a_whole_number_is_taken_for_a_real_one():
     assert config.input.image_topics == ["a", "b"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.mode = "slam"
+
+
+def test_headings_are_numbers_one_for_each_camera():
+    two = {"input.image_topics": ["a", "b"], "input.camera_headings": [0, 3]}
+    headings = camera_headings(from_flat(two))
+    assert headings == {"a": 0.0, "b": 3.0} and isinstance(headings["a"], float)
+    assert camera_headings(Config()) == {}
+    with pytest.raises(ConfigError, match="2 headings for 1 topics"):
+        camera_headings(from_flat({"input.camera_headings": [0.0, 3.0]}))
 
 
 # The launch file cannot be imported where there is no `launch`; it is read instead.
