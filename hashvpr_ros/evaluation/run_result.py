@@ -16,7 +16,17 @@ from hashvpr_ros.evaluation.ground_truth import Truth
 from hashvpr_ros.evaluation.metrics import average_precision, median_p95, precision_recall
 from hashvpr_ros.types import Decision
 
-_STAGES = ("decode", "preprocess", "engine", "search", "rerank", "temporal", "store", "total")
+_STAGES = (
+    "decode",
+    "preprocess",
+    "engine",
+    "search",
+    "rerank",
+    "temporal",
+    "geometry",
+    "store",
+    "total",
+)
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,7 @@ def answer_of(decision: Decision) -> Answer:
             "search": times.search_ms,
             "rerank": times.rerank_ms,
             "temporal": times.temporal_ms,
+            "geometry": times.geometry_ms,
             "store": times.store_ms,
         },
     )

@@ -19,6 +19,7 @@ from hashvpr_ros.matching.distinct import (
     show_one_place,
 )
 from hashvpr_ros.matching.finder import Finder, Found, Recent
+from hashvpr_ros.matching.geometry import GeometricCheck
 from hashvpr_ros.matching.ledger import judge_candidates
 from hashvpr_ros.matching.matched import Matched, vote
 from hashvpr_ros.matching.odometer import Odometer, spacing_of
@@ -55,6 +56,7 @@ class Matcher:
         self.headings_rad: Mapping[str, float] = {}  # of cameras in the robot, as far as known
         self._probability = probability
         self._same_places = SamePlaces()
+        self._geometry = GeometricCheck(config.matching.field_of_view_rad)
         self._map_spacing_m: float | None = None  # 0 where it cannot be known
         self.reset()
 
@@ -87,6 +89,7 @@ class Matcher:
         pose: Pose | None,
         *,
         exclude: bool,
+        images: Mapping[str, NDArray[np.uint8]],
     ) -> dict[str, Matched]:
         """Judge the images of an instant.
 
@@ -95,6 +98,7 @@ class Matcher:
             stamps_ns: of the images by camera.
             stamp_ns: of the instant.
             exclude: leave out the recent past of the session that is recorded.
+            images: by camera, for the geometric check.
         """
         matching = self.config.matching
         moved = self.odometer.move(pose)
@@ -112,6 +116,8 @@ class Matcher:
         codes = {camera: d.code for camera, d in descriptors.items()}
         track.begin(stamp_ns, codes, moved, self._spacing_m())
         matched = self._judge(descriptors, track, matching.max_hypotheses)
+        if matching.geometric_check:
+            matched = {c: self._check(images[c], m) for c, m in matched.items()}
         for camera, m in matched.items():
             best = m.hypotheses[0] if m.hypotheses else None
             track.views(camera).add(
@@ -134,6 +140,22 @@ class Matcher:
                 )
         self._anchor(matched, stamp_ns, pose)
         return matched
+
+    def _check(self, image: NDArray[np.uint8], matched: Matched) -> Matched:
+        """Let corners bear an accepted match out, or refuse it."""
+        if matched.reason is not Reason.ACCEPTED:
+            return matched
+        started = time.perf_counter()
+        best = matched.hypotheses[0]
+        self._geometry.field_of_view_rad = self.config.matching.field_of_view_rad
+        geometry = self._geometry.compare(image, self.map.thumbnail(best.keyframe.id))
+        enough = geometry is not None and geometry.inliers >= self.config.matching.min_inliers
+        return replace(
+            matched,
+            reason=Reason.ACCEPTED if enough else Reason.TOO_FEW_INLIERS,
+            hypotheses=(replace(best, geometry=geometry), *matched.hypotheses[1:]),
+            geometry_ms=1e3 * (time.perf_counter() - started),
+        )
 
     def _anchor(self, matched: Mapping[str, Matched], stamp_ns: int, pose: Pose | None) -> None:
         """Let odometry know of the surest accepted match whose direction is known."""

@@ -173,8 +173,9 @@ class Recognizer:
                 matched = dict.fromkeys(images, Matched(Reason.MAPPING_ONLY))
             else:
                 matched = self._matcher.match(
-                    descriptors, stamps_ns, stamp_ns, pose, exclude=self._mode is Mode.SLAM
-                )
+                    descriptors, stamps_ns, stamp_ns, pose,
+                    exclude=self._mode is Mode.SLAM, images=images,
+                )  # fmt: skip
             decisions = {}
             for camera, (descriptor, times) in described.items():
                 m = matched[camera]
@@ -243,6 +244,7 @@ class Recognizer:
                 search_ms=matched.search_ms,
                 rerank_ms=matched.rerank_ms,
                 temporal_ms=matched.temporal_ms,
+                geometry_ms=matched.geometry_ms,
             ),
         )
 

@@ -135,7 +135,17 @@ def to_place(keyframe: Keyframe, hypothesis: Hypothesis | None = None) -> PlaceH
         message.has_relative_heading = hypothesis.relative_heading_rad is not None
         message.relative_heading = float(hypothesis.relative_heading_rad or 0.0)
         message.votes = min(hypothesis.votes, 255)
+        _tell_geometry(message, hypothesis)
     return message
+
+
+def _tell_geometry(message: PlaceHypothesis | LoopClosure, hypothesis: Hypothesis) -> None:
+    geometry = hypothesis.geometry
+    message.inliers = -1 if geometry is None else geometry.inliers
+    if geometry is not None and geometry.turn_rad is not None:
+        message.has_geometry = True
+        message.turn = float(geometry.turn_rad)
+        message.bearing = float(geometry.bearing_rad or 0.0)
 
 
 def to_hypotheses(
@@ -160,6 +170,7 @@ def to_hypotheses(
             search=float(t.search_ms),
             rerank=float(t.rerank_ms),
             temporal=float(t.temporal_ms),
+            geometry=float(t.geometry_ms),
             store=float(t.store_ms),
             total=float(total_ms),
         ),
@@ -170,7 +181,7 @@ def to_loop_closure(decision: Decision, header: Header) -> LoopClosure:
     """The accepted pair of a decision."""
     best = decision.hypotheses[0]
     match = best.keyframe
-    return LoopClosure(
+    message = LoopClosure(
         header=header,
         map_id=decision.map_id,
         query_stamp=header.stamp,
@@ -191,6 +202,8 @@ def to_loop_closure(decision: Decision, header: Header) -> LoopClosure:
         similarity=float(best.similarity),
         probability=float(best.probability),
     )
+    _tell_geometry(message, best)
+    return message
 
 
 def to_ledger(decision: Decision, ledger: Ledger, header: Header) -> DecisionLedger:

@@ -19,7 +19,17 @@ _VERDICTS = (*(v.value for v in Verdict), "passed_over")
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 # A fault is reported for this long after it last happened, so that no aggregator misses it.
 _FAULT_SHOWN_S = 10.0
-_STAGES = ("decode", "preprocess", "engine", "search", "rerank", "temporal", "store", "total")
+_STAGES = (
+    "decode",
+    "preprocess",
+    "engine",
+    "search",
+    "rerank",
+    "temporal",
+    "geometry",
+    "store",
+    "total",
+)
 
 
 @dataclass

@@ -20,7 +20,7 @@ MIN_LENGTH_M = 40.0  # of the centre line; below, the street is too bent for its
 _WALL_HEIGHT_M = 4.5
 _CAMERA_HEIGHT_M = 1.2
 _HALF_WIDTH_M = 3.0
-_FIELD_OF_VIEW_RAD = np.deg2rad(90)
+FIELD_OF_VIEW_RAD = np.deg2rad(90)
 _STEP_M = 0.8  # of the polylines
 
 
@@ -121,7 +121,7 @@ class Course:
     ) -> NDArray[np.uint8]:
         """What a camera sees there: RGB, uint8 [H, W, 3]."""
         height, width = self.size
-        focal = width / 2 / np.tan(_FIELD_OF_VIEW_RAD / 2)
+        focal = width / 2 / np.tan(FIELD_OF_VIEW_RAD / 2)
         across = (np.arange(width) + 0.5 - width / 2) / focal  # tangent of each column's angle
         angle = yaw_rad - np.arctan(across)
         rays = np.stack([np.cos(angle), np.sin(angle)], 1)

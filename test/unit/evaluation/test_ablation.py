@@ -9,8 +9,8 @@ from hashvpr_ros.evaluation.metrics import recall_at
 from hashvpr_ros.evaluation.recorded import RecordedEngine
 
 KEYS = [
-    "hash", "float", "rerank_10", "rerank_50", "rerank_100", "sequence", "filter", "both", "orb",
-    "hog",
+    "hash", "float", "rerank_10", "rerank_50", "rerank_100", "sequence", "filter", "both",
+    "geometric", "orb", "hog",
 ]  # fmt: skip
 
 
@@ -38,10 +38,12 @@ def test_every_way_has_its_numbers(result):
         assert 0 <= way["recall_at_100_precision"] <= way["recall_at_99_precision"] <= 100
         assert 0 < way["latency_ms"]["median"] <= way["latency_ms"]["p95"]
         assert way["bytes_per_place"]["resident"] > 64
+        # A code, a feature of 512 floats, and what else a keyframe has.
+        assert way["bytes_per_place"]["stored"] > 64 + 2 * 512
         assert (
             ("closures" in way)
             == ("calibration_error" in way)
-            == (key in ("sequence", "filter", "both"))
+            == (key in ("sequence", "filter", "both", "geometric"))
         )
 
 
@@ -52,6 +54,13 @@ def test_what_time_adds_beats_single_images(result):
     assert ways["both"]["recall"]["1"] > ways["float"]["recall"]["1"]
     assert ways["both"]["closures"]["accepted"] > 10
     assert ways["both"]["closures"]["precision"] == 100.0
+
+
+def test_the_geometric_check_takes_closures_away_and_adds_none(result):
+    both, checked = (w for w in result.ways if w.key in ("both", "geometric"))
+    assert sum(checked.accepted) < sum(both.accepted)
+    assert all(b for b, c in zip(both.accepted, checked.accepted, strict=True) if c)
+    assert np.median(checked.times_ms) > np.median(both.times_ms)
 
 
 def test_the_network_beats_what_does_without(result):

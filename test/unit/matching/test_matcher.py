@@ -54,7 +54,9 @@ def drive(matcher, world, places, *, poses=True, start_s=0, noise=1.0):
         descriptor, stamp_ns = world.view(place, noise), (start_s + i) * S
         pose = world.pose(place) if poses else None
         stamps_ns = {"camera": stamp_ns}
-        matched = matcher.match({"camera": descriptor}, stamps_ns, stamp_ns, pose, exclude=True)
+        matched = matcher.match(
+            {"camera": descriptor}, stamps_ns, stamp_ns, pose, exclude=True, images={}
+        )
         id_ = matcher.map.add(camera="camera", stamp_ns=stamp_ns, pose=pose, descriptor=descriptor)
         matcher.stored({"camera": id_}, stamps_ns, stamp_ns, pose, matched)
         matches.append(matched["camera"])
@@ -182,7 +184,9 @@ def test_a_standing_robot_gains_no_evidence(place_map):
         assert len(start) == 150
         descriptor, pose = world.view(30), world.pose(30) if poses else None
         stood = [
-            matcher.match({"camera": descriptor}, {"camera": t}, t, pose, exclude=True)["camera"]
+            matcher.match({"camera": descriptor}, {"camera": t}, t, pose, exclude=True, images={})[
+                "camera"
+            ]
             for t in range(400 * S, 460 * S, S)
         ]
         masses = [m.hypotheses[0].probability for m in stood]
