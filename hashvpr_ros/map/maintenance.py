@@ -12,23 +12,27 @@ from itertools import islice
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import files, verdicts
+from hashvpr_ros.map import checks, files, verdicts
 from hashvpr_ros.map.rows import row_crc
-from hashvpr_ros.map.schema import SQLITE_ERRORS, explain
+from hashvpr_ros.map.schema import SQLITE_ERRORS, explain, header_problems, version_of
 
 _MOST = 20  # problems that are listed; more tell nothing new
 
 
-def find_problems(db: sqlite3.Connection, feature_dim: int) -> list[str]:
-    """Check all pages and all keyframes of a map; an empty list means that it is sound.
+def find_problems(db: sqlite3.Connection, feature_dim: int, header: bytes = b"") -> list[str]:
+    """Check all pages and all rows of a map; an empty list means that it is sound.
 
     Looks at SQLite's structure, that each keyframe has a feature of the right size, that none is
-    left over, and at a checksum over each keyframe's content.
+    left over, and at checksums over each keyframe's content and over each table. What it does not
+    see are bits that nobody reads: of free pages and of free space within pages.
+
+    Args:
+        header: the first 100 bytes of the file, whose settings SQLite does not check.
     """
-    problems: list[str] = []
+    problems = list(header_problems(header))
     text_factory = db.text_factory
-    # A name that damage has made undecodable must not end the search.
-    db.text_factory = lambda data: data.decode(errors="replace")
+    # A name that damage has made undecodable must neither end the search nor look like another.
+    db.text_factory = lambda data: data.decode(errors="surrogateescape")
     try:
         for (text,) in db.execute(f"PRAGMA integrity_check({_MOST})"):
             if text != "ok":
@@ -36,6 +40,8 @@ def find_problems(db: sqlite3.Connection, feature_dim: int) -> list[str]:
         problems += islice(_wrong_keyframes(db, feature_dim), _MOST)
         problems += _orphans(db)
         problems += islice(verdicts.problems(db), _MOST)
+        if version_of(db) >= 2:
+            problems += checks.problems(db)
     except SQLITE_ERRORS as e:
         problems.append(f"cannot be read: {e}")
     finally:
@@ -59,9 +65,10 @@ def _wrong_keyframes(db: sqlite3.Connection, feature_dim: int) -> Iterator[str]:
             continue
         try:
             sound = row_crc(camera, stamp_ns, pose, code, feature, jpeg) == crc
-        except (TypeError, AttributeError, struct.error):
+        except (TypeError, AttributeError, UnicodeEncodeError, struct.error):
             sound = False  # damage can change the type of a value, too
-        if not sound:
+        # An empty text has the checksum of no bytes.
+        if not sound or not isinstance(jpeg, bytes | None):
             yield f"keyframe {id_}: its content does not match its checksum"
 
 

@@ -32,7 +32,7 @@ from hashvpr_ros.map.rows import (
     keyframe_from_columns,
     make_row,
 )
-from hashvpr_ros.map.schema import MAX_ID, SCHEMA_VERSION, SQLITE_ERRORS, explain
+from hashvpr_ros.map.schema import MAX_ID, SQLITE_ERRORS, explain, version_of
 from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import CODE_BYTES, Descriptor, Keyframe, Pose
 
@@ -514,7 +514,7 @@ class PlaceMap:
                 model_name=self.model_name,
                 fingerprint=self.fingerprint,
                 feature_dim=self.feature_dim,
-                schema_version=SCHEMA_VERSION,
+                schema_version=version_of(self._store.db),
                 keyframes=len(self),
                 with_pose=contents.with_pose,
                 with_thumbnail=contents.with_thumbnail,
@@ -566,7 +566,7 @@ class PlaceMap:
     def verify(self) -> list[str]:
         """Check the whole file, see `find_problems`; an empty list means that it is sound."""
         with self._snapshot() as db:
-            return find_problems(db, self.feature_dim)
+            return find_problems(db, self.feature_dim, self._store.header())
 
     def close(self) -> None:
         """Write the open batch and close the file; calling it again does nothing.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+from collections.abc import Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import verdicts
+from hashvpr_ros.map import checks, verdicts
 from hashvpr_ros.map.files import size_of, wal_of
 
 APPLICATION_ID = 0x48565052  # "HVPR"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: without the table `checks`; see `migration`
 MAX_ID = 2**31 - 1
 MAX_FEATURE_DIM = 65536
 
@@ -44,6 +45,7 @@ CREATE TABLE thumbnails (
     id INTEGER PRIMARY KEY REFERENCES keyframes (id),
     jpeg BLOB NOT NULL
 );
+{checks.TABLE};
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -101,12 +103,43 @@ def check_header(fd: int, path: Path) -> None:
         )
 
 
+def header_problems(header: bytes) -> Iterator[str]:
+    """What is unusual in the first 100 bytes of a map, but for numbers that change with each write.
+
+    SQLite takes much of it for a setting and none of it for damage. Fields are those of
+    https://sqlite.org/fileformat2.html#the_database_header.
+    """
+    if not header:
+        return
+    (changes, schema_format, cache_pages, largest_root, encoding) = (
+        struct.unpack_from(">I", header, at)[0] for at in (24, 44, 48, 52, 56)
+    )
+    (incremental, valid_for) = (struct.unpack_from(">I", header, at)[0] for at in (64, 92))
+    for sound, what in (
+        (header[18:20] in (b"\x01\x01", b"\x02\x02"), "format version"),
+        (header[20:24] == b"\x00\x40\x20\x20", "page layout"),
+        (changes == valid_for, "change counter"),
+        (schema_format == 4, "schema format"),
+        (cache_pages == 0, "cache size"),
+        (largest_root == incremental == 0, "vacuum mode"),
+        (encoding == 1, "text encoding"),
+        (header[72:92] == bytes(20), "reserved space"),
+    ):
+        if not sound:
+            yield f"header: unusual {what}"
+
+
 @cache
 def _tables() -> dict[str, str]:
     """The SQL of each table as SQLite keeps it."""
     with closing(sqlite3.connect(":memory:")) as db:
         db.executescript(SCHEMA)
         return dict(db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """The schema version of a map, 1 to `SCHEMA_VERSION`."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def check_tables(db: sqlite3.Connection, path: Path) -> None:
@@ -122,7 +155,10 @@ def check_tables(db: sqlite3.Connection, path: Path) -> None:
                 f"{path}: holds a {kind} ({name!r}), so it is no map; give another path"
             )
         found[name] = sql
-    wrong = sorted(name for name, sql in _tables().items() if found.get(name) != sql)
+    want: dict[str, str | None] = {**_tables()}
+    if version_of(db) < 2:
+        want["checks"] = None
+    wrong = sorted(name for name, sql in want.items() if found.get(name) != sql)
     if found.get("verdicts", verdicts.TABLE) != verdicts.TABLE:  # made when it is needed
         wrong.append("verdicts")
     if wrong:

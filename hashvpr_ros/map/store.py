@@ -7,6 +7,7 @@ but never corrupts the file (https://sqlite.org/wal.html).
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,8 +15,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import files, verdicts
+from hashvpr_ros.map import checks, files, verdicts
 from hashvpr_ros.map.files import LockedFile
+from hashvpr_ros.map.migration import migrate
 from hashvpr_ros.map.rows import Row, pose_columns, row_crc
 from hashvpr_ros.map.schema import (
     SCHEMA,
@@ -132,6 +134,7 @@ class Store:
             # Fails now, and not at the first batch, where file or folder are read-only.
             self.db.execute("BEGIN IMMEDIATE")
             self.db.execute("ROLLBACK")
+            migrate(self.db, self._file.path)
         except SQLITE_ERRORS as e:
             raise explain(e, self._file.path, "opening for writing") from e
 
@@ -143,6 +146,10 @@ class Store:
         if self._file is None:
             return None
         return _connect_reader(self._file, may_be_written=not self.read_only)
+
+    def header(self) -> bytes:
+        """The first 100 bytes of the file; none in memory and of a map that is being made."""
+        return b"" if self._file is None else os.pread(self._file.fd, 100, 0)
 
     def meta(self) -> dict[str, str]:
         """What the map records of itself."""
@@ -159,6 +166,7 @@ class Store:
                 self.db.execute("DELETE FROM meta WHERE key = ?", (key,))
             else:
                 self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+            checks.count_anew(self.db, "meta")
 
     def add_verdict(self, new: verdicts.StoredVerdict) -> None:
         """Keep what a back end said of a closure.
@@ -167,7 +175,10 @@ class Store:
             MapError: it was not written.
         """
         with self._transaction("writing a verdict"):
+            before = checks.rows(self.db, "verdicts", [new.query_ns])
             verdicts.write(self.db, new)
+            after = checks.rows(self.db, "verdicts", [new.query_ns])
+            checks.change(self.db, "verdicts", before, after)
 
     def next_id(self) -> int:
         """The id that no keyframe has ever had."""
@@ -211,6 +222,7 @@ class Store:
                 thumbnails.append((r.id, r.thumbnail))
         with self._transaction("writing keyframes"):
             # A batch may come again where its commit was interrupted just after it took effect.
+            before = checks.rows(self.db, "keyframes", [k[0] for k in keyframes])
             for table, values in (
                 ("sessions", new_sessions),
                 ("keyframes", keyframes),
@@ -220,6 +232,10 @@ class Store:
                 if values:
                     marks = ", ".join("?" * len(values[0]))
                     self.db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
+            checks.change(self.db, "keyframes", before, [(k[0], k[1], k[-1]) for k in keyframes])
+            checks.count_anew(self.db, "sqlite_sequence")
+            if new_sessions:
+                checks.count_anew(self.db, "sessions")
         self._session_ids = sessions
 
     def remove(self, ids: Sequence[int]) -> None:
@@ -229,11 +245,13 @@ class Store:
             MapError: nothing was deleted.
         """
         with self._transaction("deleting keyframes"):
+            checks.change(self.db, "keyframes", checks.rows(self.db, "keyframes", ids), ())
             for table in ("thumbnails", "features", "keyframes"):
                 self.db.executemany(f"DELETE FROM {table} WHERE id = ?", ((i,) for i in ids))
             self.db.execute(
                 "DELETE FROM sessions WHERE id NOT IN (SELECT session_id FROM keyframes)"
             )
+            checks.count_anew(self.db, "sessions")
         self._session_ids = self.sessions()
 
     def clear(self, last_id: int) -> None:
@@ -249,6 +267,7 @@ class Store:
                 self.db.execute("DELETE FROM verdicts")
             # Keyframes that were added but never written have used ids, too.
             self.db.execute("INSERT INTO sqlite_sequence VALUES ('keyframes', ?)", (last_id,))
+            checks.count_all(self.db)
         self._session_ids = {}
 
     def count(self) -> int:
@@ -360,6 +379,7 @@ def _create_tables(db: sqlite3.Connection, meta: dict[str, str]) -> None:
     db.executescript(f"BEGIN; {SCHEMA} COMMIT;")
     rows = {"map_id": str(uuid.uuid4()), **meta}
     db.executemany("INSERT INTO meta VALUES (?, ?)", rows.items())
+    checks.count_all(db)
 
 
 def _create_file(path: Path, meta: dict[str, str]) -> None:

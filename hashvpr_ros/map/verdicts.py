@@ -66,7 +66,7 @@ def problems(db: sqlite3.Connection) -> Iterator[str]:
     for *row, crc in db.execute("SELECT query_ns, match_id, verdict, log_odds, crc FROM verdicts"):
         try:
             sound = _crc(*row) == crc
-        except (TypeError, AttributeError, struct.error):
+        except (TypeError, AttributeError, UnicodeEncodeError, struct.error):
             sound = False  # damage can change the type of a value, too
         if not sound:
             yield f"verdict on the closure at {row[0]} ns does not match its checksum"

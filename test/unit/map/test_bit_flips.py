@@ -1,0 +1,188 @@
+"""A flipped bit anywhere in a map file is found by `verify`, or changes nothing that the map says."""
+
+import random
+import sqlite3
+import struct
+from contextlib import closing
+
+import pytest
+from map_helpers import FINGERPRINT, add_places, descriptor, open_map, place
+
+from hashvpr_ros.errors import MapError
+from hashvpr_ros.map.calibration import Calibration
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.map.verdicts import StoredVerdict
+
+CALIBRATION = Calibration(slope=2.5, intercept=-1.25, right=10, wrong=990)
+PRAGMAS = (
+    "application_id", "user_version", "encoding", "page_size", "auto_vacuum", "freelist_count",
+    "page_count",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A map in which every table has rows and some pages are free."""
+    path = tmp_path_factory.mktemp("flips") / "m"
+    with open_map(path, session="monday", model_name="model of monday") as place_map:
+        add_places(place_map, 1, 40)
+        place_map.flush()
+        place_map.clear()
+        add_places(place_map, 1, 9)
+        place_map.start_session("tuesday")
+        add_places(place_map, 9, 17)
+        place_map.set_calibration(CALIBRATION)
+        place_map.add_headings({"camera1": 3.125})
+        place_map.flush()
+        for i in range(5):
+            place_map.add_verdict(StoredVerdict(10**15 + i, 40 + i, "accepted", 1.5 + i))
+    with closing(sqlite3.connect(path)) as db:
+        (free,) = db.execute("PRAGMA freelist_count").fetchone()
+        assert free > 0
+    return path
+
+
+def content(path):
+    """Every row of every table, and the settings of the file; text as it is stored."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as db:
+        db.text_factory = bytes
+        names = sorted(name for (name,) in db.execute("SELECT name FROM sqlite_master"))
+        tables = [n.decode() for n in names if not n.startswith(b"sqlite_autoindex")]
+        assert len(tables) == 8
+        rows = {t: db.execute(f"SELECT * FROM {t}").fetchall() for t in [*tables, "sqlite_master"]}
+        pragmas = [db.execute(f"PRAGMA {name}").fetchone() for name in PRAGMAS]
+        return repr((rows, pragmas))
+
+
+def found(path):
+    """Whether `hashvpr map verify` reports damage."""
+    try:
+        with PlaceMap.open(path, read_only=True, create=False) as place_map:
+            return bool(place_map.verify())
+    except MapError:
+        return True
+
+
+class Flipper:
+    """Flips single bits of a copy of a map and looks at what becomes of it."""
+
+    def __init__(self, path, folder):
+        self.sound = path.read_bytes()
+        self.content = content(path)
+        self.path = folder / "flipped"
+        self.found = self.same = 0
+
+    def flip(self, at, bit):
+        damaged = bytearray(self.sound)
+        damaged[at] ^= 1 << bit
+        self.path.write_bytes(damaged)
+        if found(self.path):
+            self.found += 1
+            return
+        assert content(self.path) == self.content, f"bit {bit} of byte {at} is not found"
+        self.same += 1
+
+
+@pytest.fixture
+def flipper(path, tmp_path):
+    flipper = Flipper(path, tmp_path)
+    assert not found(path)
+    return flipper
+
+
+def test_bits_at_random(flipper):
+    rng = random.Random(1)
+    for _ in range(500):
+        flipper.flip(rng.randrange(len(flipper.sound)), rng.randrange(8))
+    # Most of so small a file is free space.
+    assert flipper.found > 100 and flipper.same > 100
+
+
+def test_every_bit_of_the_header(flipper):
+    for at in range(100):
+        for bit in range(8):
+            flipper.flip(at, bit)
+    # What is free to change: schema cookie and number of the SQLite version that wrote last,
+    # and what SQLite writes nowhere but here.
+    assert flipper.same <= 8 * (4 + 4 + 4)
+
+
+def test_the_first_bits_of_each_page(flipper):
+    for page in range(0, len(flipper.sound), 4096):
+        for at in range(16):
+            flipper.flip(page + at + (100 if page == 0 else 0), at % 8)
+
+
+def columns(sound):
+    """Where values of each column and what steers their reading lie: name to (begin, length)."""
+    stamp = struct.pack(">q", 15 * 10**9)  # keyframe 54, of session 2, with a pose
+    session = sound.rindex(b"\x02camera1" + stamp)
+    places = {
+        "keyframes.session_id": (session, 1),
+        "keyframes.camera": (session + 1, 7),
+        "keyframes.stamp_ns": (session + 8, 8),
+        "keyframes.frame_id": (session + 16, 4),
+        "keyframes.pose": (session + 20, 7 * 8),
+        "keyframes.code": (sound.rindex(descriptor(15).code.tobytes()), 64),
+        "keyframes: types": (session - 16, 16),
+        "keyframes.id": (session - 17, 1),
+        "keyframes: length": (session - 19, 2),
+    }
+    code = places["keyframes.code"][0]
+    places["keyframes.crc"] = (code + 64, 4)
+    feature = descriptor(14).feature.astype("<f2").tobytes()
+    jpeg = place(14).thumbnail
+    for name, value in {
+        "features.feature": feature,
+        "thumbnails.jpeg": jpeg,
+        "sessions.name": b"tuesday",
+        "meta.key": b"model_name",
+        "meta.value: fingerprint": FINGERPRINT.encode(),
+        "meta.value: model": b"model of monday",
+        "meta.value: calibration": b"-1.25",
+        "meta.value: headings": b"3.125",
+        "verdicts.query_ns": struct.pack(">q", 10**15 + 3)[1:],
+        "verdicts.verdict": b"accepted",
+        "verdicts.log_odds": struct.pack(">d", 4.5),
+        "sqlite_sequence.name": b"keyframes7",  # its row is the name and the id 55
+        "checks.name": b"sqlite_sequence",
+        "sqlite_master.sql": b"CREATE TABLE checks",
+    }.items():
+        begin = sound.rindex(value)
+        places[name] = (begin, len(value))
+        # Before it, at least the type of the value, and the id of its row.
+        places[f"{name}: types and id"] = (begin - 6, 6)
+    places["sqlite_sequence.seq"] = (places["sqlite_sequence.name"][0] + 9, 1)
+    return places
+
+
+def test_each_column(flipper):
+    for name, (begin, length) in columns(flipper.sound).items():
+        before = flipper.found
+        for at in range(begin, begin + length, max(1, length // 16)):
+            for bit in range(8):
+                flipper.flip(at, bit)
+        assert flipper.found > before, name
+        if ":" not in name.replace("meta.value: ", ""):
+            assert flipper.same == 0, name
+        flipper.same = 0
+
+
+def test_free_space_is_not_covered_and_says_nothing(flipper, path):
+    """The honest exception: nobody reads these bits, so that nothing depends on them."""
+    with closing(sqlite3.connect(path)) as db:
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    (trunk,) = struct.unpack_from(">I", flipper.sound, 32)
+    (leaves,) = struct.unpack_from(">I", flipper.sound, (trunk - 1) * size + 4)
+    assert leaves > 0
+    (leaf,) = struct.unpack_from(">I", flipper.sound, (trunk - 1) * size + 8)
+    for at in range((leaf - 1) * size, leaf * size, 40):  # a free page
+        flipper.flip(at, at % 8)
+    # Between the pointers to the cells of a page and its first cell.
+    for page in range(size, len(flipper.sound), size):
+        kind, _, cells, begin = struct.unpack_from(">BHHH", flipper.sound, page)
+        if kind in (10, 13) and begin:
+            middle = page + (8 + 2 * cells + begin) // 2
+            if begin - 8 - 2 * cells > 4:
+                flipper.flip(middle, 3)
+    assert flipper.same > 100 and flipper.found == 0
