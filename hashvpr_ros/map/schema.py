@@ -129,12 +129,20 @@ def header_problems(header: bytes) -> Iterator[str]:
             yield f"header: unusual {what}"
 
 
+_Object = tuple[str, str, str | None]  # kind, table and SQL of a table or an index
+
+
 @cache
-def _tables() -> dict[str, str]:
-    """The SQL of each table as SQLite keeps it."""
+def _objects() -> dict[str, _Object]:
+    """What SQLite keeps of each table and index of a map, by name."""
     with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(SCHEMA)
-        return dict(db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+        db.executescript(f"{SCHEMA}; {verdicts.TABLE}")
+        return _objects_of(db)
+
+
+def _objects_of(db: sqlite3.Connection) -> dict[str, _Object]:
+    rows = db.execute("SELECT name, type, tbl_name, sql FROM sqlite_master")
+    return {name: (kind, table, sql) for name, kind, table, sql in rows}
 
 
 def version_of(db: sqlite3.Connection) -> int:
@@ -148,22 +156,23 @@ def check_tables(db: sqlite3.Connection, path: Path) -> None:
     Raises:
         MapError: tables are missing or altered, or there are triggers or views.
     """
-    found = {}
-    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master"):
+    found = _objects_of(db)
+    for name, (kind, *_) in found.items():
         if kind not in ("table", "index"):
             raise MapError(
                 f"{path}: holds a {kind} ({name!r}), so it is no map; give another path"
             )
-        found[name] = sql
-    want: dict[str, str | None] = {**_tables()}
-    if version_of(db) < 2:
-        want["checks"] = None
-    wrong = sorted(name for name, sql in want.items() if found.get(name) != sql)
-    if found.get("verdicts", verdicts.TABLE) != verdicts.TABLE:  # made when it is needed
-        wrong.append("verdicts")
+    absent = set() if version_of(db) >= 2 else {"checks"}
+    if "verdicts" not in found:  # made when it is needed
+        absent.add("verdicts")
+    wrong = {
+        of[1]
+        for name, of in _objects().items()
+        if found.get(name) != (None if of[1] in absent else of)
+    }
     if wrong:
         raise MapError(
-            f"{path}: damaged, these tables are missing or altered: {', '.join(wrong)}; restore "
+            f"{path}: damaged, these tables are missing or altered: {', '.join(sorted(wrong))}; restore "
             "it from a copy"
         )
 

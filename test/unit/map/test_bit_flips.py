@@ -1,5 +1,6 @@
 """A flipped bit anywhere in a map file is found by `verify`, or changes nothing that the map says."""
 
+import dataclasses
 import random
 import sqlite3
 import struct
@@ -13,6 +14,7 @@ from hashvpr_ros.map.calibration import Calibration
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.verdicts import StoredVerdict
 
+START_NS = 17 * 10**17
 CALIBRATION = Calibration(slope=2.5, intercept=-1.25, right=10, wrong=990)
 PRAGMAS = (
     "application_id", "user_version", "encoding", "page_size", "auto_vacuum", "freelist_count",
@@ -20,17 +22,22 @@ PRAGMAS = (
 )  # fmt: skip
 
 
+def at_its_time(i):
+    """A place with a stamp of eight bytes."""
+    return dataclasses.replace(place(i), stamp_ns=START_NS + i)
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """A map in which every table has rows and some pages are free."""
     path = tmp_path_factory.mktemp("flips") / "m"
     with open_map(path, session="monday", model_name="model of monday") as place_map:
-        add_places(place_map, 1, 40)
+        add_places(place_map, 1, 100)
         place_map.flush()
         place_map.clear()
-        add_places(place_map, 1, 9)
+        place_map.add_many([at_its_time(i) for i in range(1, 13)])
         place_map.start_session("tuesday")
-        add_places(place_map, 9, 17)
+        place_map.add_many([at_its_time(i) for i in range(13, 25)])
         place_map.set_calibration(CALIBRATION)
         place_map.add_headings({"camera1": 3.125})
         place_map.flush()
@@ -95,7 +102,7 @@ def test_bits_at_random(flipper):
     for _ in range(500):
         flipper.flip(rng.randrange(len(flipper.sound)), rng.randrange(8))
     # Most of so small a file is free space.
-    assert flipper.found > 100 and flipper.same > 100
+    assert flipper.found > 50 and flipper.same > 50
 
 
 def test_every_bit_of_the_header(flipper):
@@ -115,23 +122,23 @@ def test_the_first_bits_of_each_page(flipper):
 
 def columns(sound):
     """Where values of each column and what steers their reading lie: name to (begin, length)."""
-    stamp = struct.pack(">q", 15 * 10**9)  # keyframe 54, of session 2, with a pose
+    stamp = struct.pack(">q", START_NS + 23)  # of session 2
     session = sound.rindex(b"\x02camera1" + stamp)
     places = {
         "keyframes.session_id": (session, 1),
         "keyframes.camera": (session + 1, 7),
         "keyframes.stamp_ns": (session + 8, 8),
         "keyframes.frame_id": (session + 16, 4),
-        "keyframes.pose": (session + 20, 7 * 8),
-        "keyframes.code": (sound.rindex(descriptor(15).code.tobytes()), 64),
+        "keyframes.pose": (session + 20, 5 * 8),
+        "keyframes.code": (sound.rindex(descriptor(23).code.tobytes()), 64),
         "keyframes: types": (session - 16, 16),
         "keyframes.id": (session - 17, 1),
         "keyframes: length": (session - 19, 2),
     }
     code = places["keyframes.code"][0]
     places["keyframes.crc"] = (code + 64, 4)
-    feature = descriptor(14).feature.astype("<f2").tobytes()
-    jpeg = place(14).thumbnail
+    feature = descriptor(24).feature.astype("<f2").tobytes()
+    jpeg = place(24).thumbnail
     for name, value in {
         "features.feature": feature,
         "thumbnails.jpeg": jpeg,
@@ -144,7 +151,7 @@ def columns(sound):
         "verdicts.query_ns": struct.pack(">q", 10**15 + 3)[1:],
         "verdicts.verdict": b"accepted",
         "verdicts.log_odds": struct.pack(">d", 4.5),
-        "sqlite_sequence.name": b"keyframes7",  # its row is the name and the id 55
+        "sqlite_sequence.name": b"keyframes{",  # followed by the id 123
         "checks.name": b"sqlite_sequence",
         "sqlite_master.sql": b"CREATE TABLE checks",
     }.items():
@@ -159,8 +166,8 @@ def columns(sound):
 def test_each_column(flipper):
     for name, (begin, length) in columns(flipper.sound).items():
         before = flipper.found
-        for at in range(begin, begin + length, max(1, length // 16)):
-            for bit in range(8):
+        for at in range(begin, begin + length, max(1, length // 12)):
+            for bit in range(8) if length < 10 else (at % 8,):
                 flipper.flip(at, bit)
         assert flipper.found > before, name
         if ":" not in name.replace("meta.value: ", ""):
