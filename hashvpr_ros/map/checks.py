@@ -21,8 +21,8 @@ TABLE = """CREATE TABLE checks (
     sum TEXT NOT NULL
 ) WITHOUT ROWID"""
 
-# The first column identifies a row. Where there is a `crc`, it covers the rest of the row, and of a
-# keyframe its feature and its thumbnail, too.
+# The first column identifies a row. Where there is a `crc`, it covers the rest of the row, of a
+# keyframe with its feature and its thumbnail.
 _COLUMNS = {
     "meta": ("key", "value"),
     "sessions": ("id", "name"),

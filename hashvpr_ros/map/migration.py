@@ -14,15 +14,14 @@ from hashvpr_ros.map.maintenance import find_problems
 from hashvpr_ros.map.schema import SCHEMA_VERSION, version_of
 
 
-def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring a map up to the present schema in one transaction; nothing where it is already.
+def check_before(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse to bring a damaged map up to the present schema; reads only.
 
-    Schema 1 has no sums over its tables. They are taken once, of a map that is sound by what it
-    has: sums over damaged rows would bless the damage.
+    Schema 1 has no sums over its tables, and sums that are taken of damaged rows would bless the
+    damage.
 
     Raises:
-        MapError: the map is damaged; it is as it was.
-        sqlite3.Error: it cannot be written.
+        MapError: the map is of an older schema, and damaged.
     """
     if version_of(db) == SCHEMA_VERSION:
         return
@@ -32,6 +31,16 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: damaged ({problems[0]}), so it is not brought up to schema "
             f"{SCHEMA_VERSION}; restore it from a copy, or open it read-only"
         )
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring a map up to the present schema in one transaction; nothing where it is already.
+
+    Raises:
+        sqlite3.Error: it cannot be written; it is as it was.
+    """
+    if version_of(db) == SCHEMA_VERSION:
+        return
     db.execute("BEGIN IMMEDIATE")
     try:
         db.execute(checks.TABLE)

@@ -104,7 +104,7 @@ def check_header(fd: int, path: Path) -> None:
 
 
 def header_problems(header: bytes) -> Iterator[str]:
-    """What is unusual in the first 100 bytes of a map, but for numbers that change with each write.
+    """What is unusual in the first 100 bytes of a map, but for what changes with each write.
 
     SQLite takes much of it for a setting and none of it for damage. Fields are those of
     https://sqlite.org/fileformat2.html#the_database_header.
@@ -172,8 +172,8 @@ def check_tables(db: sqlite3.Connection, path: Path) -> None:
     }
     if wrong:
         raise MapError(
-            f"{path}: damaged, these tables are missing or altered: {', '.join(sorted(wrong))}; restore "
-            "it from a copy"
+            f"{path}: damaged, these tables are missing or altered: {', '.join(sorted(wrong))}; "
+            "restore it from a copy"
         )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks, files, verdicts
 from hashvpr_ros.map.files import LockedFile
-from hashvpr_ros.map.migration import migrate
+from hashvpr_ros.map.migration import check_before, migrate
 from hashvpr_ros.map.rows import Row, pose_columns, row_crc
 from hashvpr_ros.map.schema import (
     SCHEMA,
@@ -127,6 +127,7 @@ class Store:
         """
         if self._file is None:
             return
+        check_before(self.db, self._file.path)
         self.db.close()
         try:
             self.db = _connect(f"{self._file.path.as_uri()}?mode=rw")
@@ -134,7 +135,7 @@ class Store:
             # Fails now, and not at the first batch, where file or folder are read-only.
             self.db.execute("BEGIN IMMEDIATE")
             self.db.execute("ROLLBACK")
-            migrate(self.db, self._file.path)
+            migrate(self.db)
         except SQLITE_ERRORS as e:
             raise explain(e, self._file.path, "opening for writing") from e
 
@@ -208,7 +209,8 @@ class Store:
         Raises:
             MapError: nothing was written.
         """
-        keyframes, features, thumbnails, sessions = [], [], [], dict(self._session_ids)
+        keyframes, thumbnails, sessions = [], [], dict(self._session_ids)
+        features: list[tuple[int, bytes]] = []
         new_sessions = []
         for r in rows:
             if r.session not in sessions:
@@ -222,7 +224,7 @@ class Store:
                 thumbnails.append((r.id, r.thumbnail))
         with self._transaction("writing keyframes"):
             # A batch may come again where its commit was interrupted just after it took effect.
-            before = checks.rows(self.db, "keyframes", [k[0] for k in keyframes])
+            before = checks.rows(self.db, "keyframes", [f[0] for f in features])
             for table, values in (
                 ("sessions", new_sessions),
                 ("keyframes", keyframes),

@@ -1,4 +1,4 @@
-"""A flipped bit anywhere in a map file is found by `verify`, or changes nothing that the map says."""
+"""A flipped bit anywhere in a map file is found by `verify`, or the map says what it said."""
 
 import dataclasses
 import random
