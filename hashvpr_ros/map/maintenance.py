@@ -14,26 +14,26 @@ from pathlib import Path
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks, files, verdicts
 from hashvpr_ros.map.rows import row_crc
-from hashvpr_ros.map.schema import SQLITE_ERRORS, explain, header_problems, version_of
+from hashvpr_ros.map.schema import SQLITE_ERRORS, explain, version_of
 
 _MOST = 20  # problems that are listed; more tell nothing new
 
 
-def find_problems(db: sqlite3.Connection, feature_dim: int, header: bytes = b"") -> list[str]:
+def find_problems(db: sqlite3.Connection, feature_dim: int) -> list[str]:
     """Check all pages and all rows of a map; an empty list means that it is sound.
 
     Looks at SQLite's structure, that each keyframe has a feature of the right size, that none is
-    left over, and at checksums over each keyframe's content and over each table. What it does not
-    see are bits that nobody reads: of free pages and of free space within pages.
-
-    Args:
-        header: the first 100 bytes of the file, whose settings SQLite does not check.
+    left over, and at checksums over each keyframe's content and over each table. It does not see
+    bits that nobody reads, of free pages and of free space within pages, nor what
+    `Store.file_problems` sees.
     """
-    problems = list(header_problems(header))
+    problems: list[str] = []
     text_factory = db.text_factory
     # A name that damage has made undecodable must neither end the search nor look like another.
     db.text_factory = lambda data: data.decode(errors="surrogateescape")
     try:
+        # All that is compared is of one moment, whoever writes meanwhile.
+        db.execute("BEGIN")
         for (text,) in db.execute(f"PRAGMA integrity_check({_MOST})"):
             if text != "ok":
                 problems.append(f"structure: {text}")
@@ -45,6 +45,8 @@ def find_problems(db: sqlite3.Connection, feature_dim: int, header: bytes = b"")
     except SQLITE_ERRORS as e:
         problems.append(f"cannot be read: {e}")
     finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
         db.text_factory = text_factory
     return problems
 

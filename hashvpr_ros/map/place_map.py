@@ -566,7 +566,10 @@ class PlaceMap:
     def verify(self) -> list[str]:
         """Check the whole file, see `find_problems`; an empty list means that it is sound."""
         with self._snapshot() as db:
-            return find_problems(db, self.feature_dim, self._store.header())
+            problems = find_problems(db, self.feature_dim)
+        with self._lock:  # the writer stands still
+            self._check_open()
+            return self._store.file_problems() + problems
 
     def close(self) -> None:
         """Write the open batch and close the file; calling it again does nothing.

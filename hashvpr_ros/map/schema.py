@@ -109,8 +109,6 @@ def header_problems(header: bytes) -> Iterator[str]:
     SQLite takes much of it for a setting and none of it for damage. Fields are those of
     https://sqlite.org/fileformat2.html#the_database_header.
     """
-    if not header:
-        return
     (changes, schema_format, cache_pages, largest_root, encoding) = (
         struct.unpack_from(">I", header, at)[0] for at in (24, 44, 48, 52, 56)
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks, files, verdicts
 from hashvpr_ros.map.files import LockedFile
+from hashvpr_ros.map.log_check import log_problems
 from hashvpr_ros.map.migration import check_before, migrate
 from hashvpr_ros.map.rows import Row, pose_columns, row_crc
 from hashvpr_ros.map.schema import (
@@ -27,6 +28,7 @@ from hashvpr_ros.map.schema import (
     check_meta,
     check_tables,
     explain,
+    header_problems,
 )
 
 
@@ -148,9 +150,14 @@ class Store:
             return None
         return _connect_reader(self._file, may_be_written=not self.read_only)
 
-    def header(self) -> bytes:
-        """The first 100 bytes of the file; none in memory and of a map that is being made."""
-        return b"" if self._file is None else os.pread(self._file.fd, 100, 0)
+    def file_problems(self) -> list[str]:
+        """Damage in the file and its log that is not seen through a connection."""
+        if self._file is None or not self._file.locked:
+            return []  # a live writer changes both meanwhile
+        problems = list(header_problems(os.pread(self._file.fd, 100, 0)))
+        if self.read_only:  # a writer has begun the log anew
+            problems += log_problems(self._file.path)
+        return problems
 
     def meta(self) -> dict[str, str]:
         """What the map records of itself."""

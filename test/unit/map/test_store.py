@@ -682,7 +682,12 @@ def test_garbage_as_the_log_of_a_sound_map(path, sound):
             path.write_bytes(sound)
             log.write_bytes(rng.randbytes(size))
             with open_map(path, read_only=read_only) as place_map:
-                assert len(place_map) == 20 and place_map.verify() == []
+                assert len(place_map) == 20
+                # The writer has begun the log anew; garbage may have been a log.
+                said = place_map.verify()
+                assert ["header is damaged" in p for p in said] == [True] * (
+                    read_only and size > 1000
+                )
             wipe(path)
 
 
@@ -691,13 +696,23 @@ def test_flipped_bits_in_the_log_lose_no_more_than_its_end(path, tmp_path):
     saved = {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
     log = path.name + "-wal"
     rng = random.Random(11)
-    for i in range(30):
+    frame_bytes = 24 + 4096
+    last_frame = len(saved[log]) - frame_bytes
+    said = 0
+    for i in range(60):
         for name, content in saved.items():
             (path.parent / name).write_bytes(content)
         content = bytearray(saved[log])
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        at = rng.randrange(100 if i % 4 == 0 else len(content))
+        content[at] ^= 1 << rng.randrange(8)
         (path.parent / log).write_bytes(content)
         with open_map(path, read_only=i % 2 == 0) as place_map:
             assert len(place_map) in (20, 30)
-            assert place_map.verify() == []
+            problems = place_map.verify()
+            if i % 2 == 0 and len(place_map) == 20 and at < last_frame:
+                assert len(problems) == 1 and problems[0].startswith("log: "), at
+                said += 1
+            else:
+                assert problems == []
         wipe(path)
+    assert said > 20
