@@ -234,6 +234,41 @@ class PlaceMap:
                 self.headings_rad = {**self.headings_rad, **new}
                 self._store.set_meta("headings", headings.to_text(self.headings_rad))
 
+    def set_poses(self, poses: Mapping[int, Pose]) -> int:
+        """Give keyframes the poses that a back end has optimised; found with them from then on.
+
+        Written in batches, between which others use the map: a batch is written whole or not.
+
+        Args:
+            poses: by id of the keyframe.
+
+        Returns:
+            how many keyframes have their new pose.
+
+        Raises:
+            ValueError: a keyframe that the map does not hold, or a pose that is not finite;
+                nothing has changed.
+            MapError: read-only, damaged, or it cannot be written.
+        """
+        for id_, pose in poses.items():
+            if not pose.is_valid():
+                raise ValueError(f"the pose of keyframe {id_} is not finite")
+            check_text(pose.frame_id, "frame of a pose")
+        with self._lock:
+            self._check_writable()
+            self.flush()
+            ids = sorted(poses)
+            known: set[int] = set()
+            for chunk in _chunks(ids):
+                known.update(row[0] for row in self._read(self._store.keyframes, chunk))
+        if unknown := set(ids) - known:
+            raise ValueError(f"{self.path}: there is no keyframe {min(unknown)}")
+        for chunk in _chunks(ids):
+            with self._lock:
+                self._check_writable()
+                self._store.set_poses({i: poses[i] for i in chunk})
+        return len(ids)
+
     def add_verdict(self, new: verdicts.StoredVerdict) -> None:
         """Keep what a back end said of a closure.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from hashvpr_ros.map.schema import (
     explain,
     header_problems,
 )
+from hashvpr_ros.types import Pose
 
 
 class Store:
@@ -246,6 +247,41 @@ class Store:
             if new_sessions:
                 checks.count_anew(self.db, "sessions")
         self._session_ids = sessions
+
+    def set_poses(self, poses: Mapping[int, Pose]) -> None:
+        """Give keyframes other poses.
+
+        Raises:
+            MapError: nothing was changed: a keyframe is damaged, or it cannot be written.
+        """
+        marks = ",".join("?" * len(poses))
+        with self._transaction("writing poses"):
+            held = self.db.execute(
+                "SELECT k.id, k.session_id, k.camera, k.stamp_ns, k.frame_id, k.px, k.py, k.pz, "
+                "k.qx, k.qy, k.qz, k.qw, k.code, k.crc, f.feature, t.jpeg FROM keyframes k "
+                "JOIN features f USING (id) LEFT JOIN thumbnails t USING (id) "
+                f"WHERE k.id IN ({marks})",
+                list(poses),
+            ).fetchall()
+            before, after, changed = [], [], []
+            for id_, session, camera, stamp_ns, *pose, code, crc, feature, jpeg in held:
+                # A checksum that is made anew must not bless damage.
+                if row_crc(camera, stamp_ns, pose, code, feature, jpeg) != crc:
+                    raise MapError(
+                        f"{self.path}: keyframe {id_} does not match its checksum, so its pose is "
+                        "left; restore the map from a copy"
+                    )
+                new = pose_columns(poses[id_])
+                new_crc = row_crc(camera, stamp_ns, new, code, feature, jpeg)
+                before.append((id_, session, crc))
+                after.append((id_, session, new_crc))
+                changed.append((*new, new_crc, id_))
+            self.db.executemany(
+                "UPDATE keyframes SET frame_id = ?, px = ?, py = ?, pz = ?, qx = ?, qy = ?, "
+                "qz = ?, qw = ?, crc = ? WHERE id = ?",
+                changed,
+            )
+            checks.change(self.db, "keyframes", before, after)
 
     def remove(self, ids: Sequence[int]) -> None:
         """Delete keyframes, and sessions that are empty then.

@@ -168,7 +168,7 @@ class Matcher:
         if known:
             best, heading_rad = max(known, key=lambda item: item[0].probability)
             match = best.keyframe
-            self.odometer.close(stamp_ns, pose, match.place, match.pose, heading_rad)
+            self.odometer.close(stamp_ns, pose, match.place, heading_rad)
 
     def _heading(self, camera: str, match: Hypothesis) -> float | None:
         """How the robot is turned against that of a match; None: unknown."""

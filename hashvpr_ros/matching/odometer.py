@@ -26,7 +26,7 @@ _JUMP_M = 20.0
 _NEAR_M = 10.0
 # To tell from how far apart places are.
 _LEAST_KEYFRAMES, _RECENT_KEYFRAMES = 20, 1000
-_COLUMNS = 8  # of `_real`: way, raw x y z, anchored x y z, anchored way
+_COLUMNS = 12  # of `_real`: way, raw x y z, anchored x y z, anchored way, raw quaternion
 _SAMPLE = 300  # places of a map to learn the same from
 _REMEMBERED = 1000  # closures that can be forgotten when the back end rejects them
 
@@ -103,8 +103,10 @@ class Odometer:
             self._whole = np.concatenate([self._whole, np.zeros_like(self._whole)])
             self._real = np.concatenate([self._real, np.zeros_like(self._real)])
         raw = np.full(3, np.nan) if pose is None else np.array(pose.position_m)
+        turn = np.full(4, np.nan) if pose is None else np.array(pose.orientation)
         self._whole[self._count, :3] = place, stamp_ns, self._run
         self._real[self._count, :4] = self.travelled_m, *raw
+        self._real[self._count, 8:] = turn
         self._count += 1
         self._lay(self._count - 1, self._count)
 
@@ -209,19 +211,22 @@ class Odometer:
         stamp_ns: int,
         pose: Pose | None,
         match_place: int,
-        match: Pose | None,
         heading_rad: float = 0.0,
     ) -> None:
         """Anchor the robot at the match of an accepted closure, where that is of this session.
 
+        The match counts by the pose that odometry gave it, whatever a back end has made of that.
+
         Args:
             heading_rad: how the robot is turned now against then.
         """
-        if pose is None or match is None or not self._count:
+        if pose is None or not self._count:
             return
         rows, known = self._rows(np.array([match_place]))
-        if known[0]:
-            matrices = _matrix(pose), _matrix(match) @ _turned(heading_rad)
+        driven = self._real[rows[0]]
+        if known[0] and not np.isnan(driven[1]):
+            match = _matrix(Pose(tuple(driven[1:4]), tuple(driven[8:])))
+            matrices = _matrix(pose), match @ _turned(heading_rad)
             self._closures.append(
                 _Closure(
                     stamp_ns,

@@ -15,8 +15,16 @@ from hashvpr_ros.errors import HashVprError, ImageError, MapError
 from hashvpr_ros.map.schema import MapNotFoundError, WrongModelError
 from hashvpr_ros.ros.conversions import decode_request, to_hypotheses, to_jpeg_message, to_place
 from hashvpr_ros.ros.runtime import Runtime
-from hashvpr_ros.srv import ClearMap, InspectMap, LoadMap, Recognize, SaveMap, SetMode
-from hashvpr_ros.types import Mode
+from hashvpr_ros.srv import (
+    ClearMap,
+    InspectMap,
+    LoadMap,
+    Recognize,
+    SaveMap,
+    SetMode,
+    UpdatePoses,
+)
+from hashvpr_ros.types import Mode, Pose
 
 _WAITING_AT_MOST = 3  # Recognize requests; each occupies a thread of the executor
 _NOT_CONFIGURED = "the node is not configured and has no map; configure it first"
@@ -54,6 +62,7 @@ class Services:
             (InspectMap, "~/inspect_map", self._inspect),
             (SetMode, "~/set_mode", self._set_mode),
             (Recognize, "~/recognize", self._recognize),
+            (UpdatePoses, "~/update_poses", self._update_poses),
         ):
             node.create_service(
                 kind, name, self._answering(answer, _fallback(kind)), callback_group=group
@@ -158,6 +167,21 @@ class Services:
         response.previous_mode = runtime.set_mode(mode).value
         self._on_mode(mode.value)
 
+    def _update_poses(self, runtime: Runtime, request: Any, response: Any) -> None:
+        place_map = runtime.map
+        if request.map_id not in ("", place_map.map_id):
+            response.result = UpdatePoses.Response.RESULT_OTHER_MAP
+            response.message = f"map {place_map.map_id} is in use, not {request.map_id!r}"
+        elif runtime.mode is Mode.LOCALIZATION or place_map.read_only:
+            response.result = UpdatePoses.Response.RESULT_READ_ONLY
+            response.message = "mode localization never writes; set another mode first"
+        else:
+            try:
+                response.updated = place_map.set_poses(_poses_of(request))
+            except ValueError as e:
+                response.result = UpdatePoses.Response.RESULT_INVALID
+                response.message = f"no pose was changed: {e}"
+
     def _recognize(self, runtime: Runtime, request: Any, response: Any) -> None:
         if not self._waiting.acquire(blocking=False):
             response.result = Recognize.Response.RESULT_BUSY
@@ -177,6 +201,28 @@ class Services:
             self._waiting.release()
 
 
+def _poses_of(request: Any) -> dict[int, Pose]:
+    """The poses of an UpdatePoses request, by keyframe.
+
+    Raises:
+        ValueError: lengths differ, or a keyframe is named twice.
+    """
+    ids, messages = list(request.keyframe_ids), list(request.poses)
+    if len(ids) != len(messages) or len(set(ids)) != len(ids):
+        raise ValueError(
+            f"{len(ids)} keyframe_ids, {len(set(ids))} of them distinct, and {len(messages)} "
+            "poses; give each keyframe once, with one pose"
+        )
+    return {
+        int(i): Pose(
+            (m.position.x, m.position.y, m.position.z),
+            (m.orientation.x, m.orientation.y, m.orientation.z, m.orientation.w),
+            request.frame_id,
+        )
+        for i, m in zip(ids, messages, strict=True)
+    }
+
+
 def _fallback(kind: Any) -> int:
     """The result code of a service for what went wrong and has no code of its own."""
     return {
@@ -186,4 +232,5 @@ def _fallback(kind: Any) -> int:
         InspectMap: InspectMap.Response.RESULT_DAMAGED,
         SetMode: SetMode.Response.RESULT_FAILED,
         Recognize: Recognize.Response.RESULT_FAILED,
+        UpdatePoses: UpdatePoses.Response.RESULT_WRITE_FAILED,
     }[kind]

@@ -7,17 +7,28 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from geometry_msgs.msg import Point
+from geometry_msgs.msg import Pose as PoseMessage
 from sensor_msgs.msg import CompressedImage, Image
 from vpr_process import PATIENCE_S, START_NS, Camera, image_message, latched, picture, wait_until
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.msg import MapStatus
-from hashvpr_ros.srv import ClearMap, InspectMap, LoadMap, Recognize, SaveMap, SetMode
+from hashvpr_ros.srv import (
+    ClearMap,
+    InspectMap,
+    LoadMap,
+    Recognize,
+    SaveMap,
+    SetMode,
+    UpdatePoses,
+)
 
 SERVICES = [
     (SaveMap, "save_map", {}),
     (LoadMap, "load_map", {"path": "/x"}),
     (ClearMap, "clear_map", {"confirm": True}),
+    (UpdatePoses, "update_poses", {}),
     (InspectMap, "inspect_map", {}),
     (SetMode, "set_mode", {"mode": "slam"}),
     (Recognize, "recognize", {}),
@@ -258,6 +269,42 @@ def test_services_and_transitions_answer_while_the_engine_works(node):
     assert node.change("activate")
     medians = {name: float(np.median(values)) for name, values in took_ms.items()}
     assert max(medians.values()) < 100.0, medians
+
+
+def test_poses_that_a_back_end_optimised_are_those_of_the_answers(node):
+    for seed in range(3):
+        node.camera.show(9100 + seed, 8000.0 + seed)
+    before = node.call(InspectMap, "inspect_map").status
+    id_ = before.keyframes
+    pose = PoseMessage(position=Point(x=1.0, y=2.0, z=3.0))
+
+    def update(map_id=before.map_id, frame_id="optimised", keyframe_ids=(id_,), poses=(pose,)):
+        return node.call(
+            UpdatePoses, "update_poses", map_id=map_id, frame_id=frame_id,
+            keyframe_ids=list(keyframe_ids), poses=list(poses),
+        )  # fmt: skip
+
+    response = update()
+    assert (response.result, response.updated) == (UpdatePoses.Response.RESULT_OK, 1)
+    keyframe = node.call(InspectMap, "inspect_map", keyframe_id=id_, verify=True)
+    assert keyframe.result == InspectMap.Response.RESULT_OK, keyframe.message
+    assert keyframe.keyframe.has_pose
+    assert keyframe.keyframe.pose.header.frame_id == "optimised"
+    assert keyframe.keyframe.pose.pose.position == pose.position
+    for wrong, result, says in (
+        ({"map_id": "another"}, UpdatePoses.Response.RESULT_OTHER_MAP, "is in use"),
+        ({"keyframe_ids": (id_, id_), "poses": (pose, pose)},
+         UpdatePoses.Response.RESULT_INVALID, "1 of them distinct"),
+        ({"poses": ()}, UpdatePoses.Response.RESULT_INVALID, "0 poses"),
+        ({"keyframe_ids": (2**31 - 1,)}, UpdatePoses.Response.RESULT_INVALID, "no keyframe"),
+        ({"poses": (PoseMessage(position=Point(x=float("nan"))),)},
+         UpdatePoses.Response.RESULT_INVALID, "not finite"),
+    ):  # fmt: skip
+        response = update(**wrong)
+        assert response.result == result and says in response.message, wrong
+        assert response.updated == 0
+    keyframe = node.call(InspectMap, "inspect_map", keyframe_id=id_)
+    assert keyframe.keyframe.pose.pose.position == pose.position
 
 
 def test_clear_map_comes_last(node):
