@@ -283,6 +283,11 @@ class InputConfig:
         False,
         "Subscribe to sensor_msgs/CompressedImage on <topic>/compressed instead of Image.",
     )
+    descriptor_topics: list[str] = setting(
+        [],
+        "Topics on which other robots publish their PlaceDescriptors (publish.descriptors): they "
+        "are matched with this robot's map, published on ~/peer_hypotheses and ~/peer_closures.",
+    )
     stale_after_s: float = setting(
         5.0,
         "Diagnostics warn when no image has come for this long.",

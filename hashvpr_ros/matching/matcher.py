@@ -98,7 +98,7 @@ class Matcher:
             stamps_ns: of the images by camera.
             stamp_ns: of the instant.
             exclude: leave out the recent past of the session that is recorded.
-            images: by camera, for the geometric check.
+            images: by camera, for the geometric check, which one that is missing does not pass.
         """
         matching = self.config.matching
         moved = self.odometer.move(pose)
@@ -117,7 +117,7 @@ class Matcher:
         track.begin(stamp_ns, codes, moved, self._spacing_m())
         matched = self._judge(descriptors, track, matching.max_hypotheses)
         if matching.geometric_check:
-            matched = {c: self._check(images[c], m) for c, m in matched.items()}
+            matched = {c: self._check(images.get(c), m) for c, m in matched.items()}
         for camera, m in matched.items():
             best = m.hypotheses[0] if m.hypotheses else None
             track.views(camera).add(
@@ -141,14 +141,16 @@ class Matcher:
         self._anchor(matched, stamp_ns, pose)
         return matched
 
-    def _check(self, image: NDArray[np.uint8], matched: Matched) -> Matched:
+    def _check(self, image: NDArray[np.uint8] | None, matched: Matched) -> Matched:
         """Let corners bear an accepted match out, or refuse it."""
         if matched.reason is not Reason.ACCEPTED:
             return matched
         started = time.perf_counter()
         best = matched.hypotheses[0]
         self._geometry.field_of_view_rad = self.config.matching.field_of_view_rad
-        geometry = self._geometry.compare(image, self.map.thumbnail(best.keyframe.id))
+        geometry = None
+        if image is not None:
+            geometry = self._geometry.compare(image, self.map.thumbnail(best.keyframe.id))
         enough = geometry is not None and geometry.inliers >= self.config.matching.min_inliers
         return replace(
             matched,

@@ -75,6 +75,7 @@ class Recognizer:
         )
         self._matcher = Matcher(place_map, self._config, self._probability)
         self._matcher.headings_rad = self._headings_rad
+        self._peers: dict[str, tuple[str, Matcher]] = {}  # session and matcher
 
     @property
     def mode(self) -> Mode:
@@ -103,7 +104,8 @@ class Recognizer:
         """Use other settings, from the next image on."""
         with self._lock:
             self._config = config
-            self._matcher.set_config(config)
+            for matcher in (self._matcher, *(m for _, m in self._peers.values())):
+                matcher.set_config(config)
             for selector in self._selectors.values():
                 selector.config = config.keyframes
 
@@ -201,12 +203,49 @@ class Recognizer:
             MapError: it could not be written; it counts all the same until the map is closed.
         """
         with self._lock:
-            closure = self._matcher.verdict(stamp_ns, camera, match_id, verdict)
+            matchers = [self._matcher, *(m for _, m in self._peers.values())]
+            closures = (m.verdict(stamp_ns, camera, match_id, verdict) for m in matchers)
+            closure = next((c for c in closures if c is not None), None)
             if closure is not None and not self._map.read_only:
                 self._map.add_verdict(
                     StoredVerdict(stamp_ns, match_id, verdict.value, closure.log_odds)
                 )
             return closure is not None
+
+    def match_peer(
+        self,
+        peer: str,
+        session: str,
+        camera: str,
+        descriptor: Descriptor,
+        stamp_ns: int,
+        pose: Pose | None = None,
+    ) -> Decision:
+        """Recognise where an image of another robot was taken, by its descriptor.
+
+        Each robot has a past of its own, which begins anew with its session. The whole map is
+        searched, and nothing is added to it.
+
+        Args:
+            peer: name of the robot.
+            descriptor: made by the same model.
+            pose: by that robot's odometry.
+
+        Raises:
+            MapError: the map could not be read.
+        """
+        with self._lock:
+            if pose is not None and not pose.is_valid():
+                pose = None
+            known = self._peers.get(peer)
+            if known is None or known[0] != session:
+                known = session, Matcher(self._map, self._config, self._probability)
+                self._peers[peer] = known
+            matched = known[1].match(
+                {camera: descriptor}, {camera: stamp_ns}, stamp_ns, pose, exclude=False, images={}
+            )[camera]
+            decision = self._decision(stamp_ns, camera, descriptor, matched, StageTimes())
+            return dataclasses.replace(decision, pose=pose, session=session)
 
     def recognize(
         self, image: NDArray[np.uint8], camera: str = "camera", max_hypotheses: int = 0

@@ -13,7 +13,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from hashvpr_ros import imaging
-from hashvpr_ros.errors import ImageError
+from hashvpr_ros.errors import ConfigError, ImageError
 from hashvpr_ros.msg import (
     DecisionLedger,
     LedgerCandidate,
@@ -23,7 +23,7 @@ from hashvpr_ros.msg import (
     PlaceHypothesis,
     StageTimes,
 )
-from hashvpr_ros.types import Decision, Hypothesis, Keyframe, Ledger, LedgerEntry, Pose
+from hashvpr_ros.types import Decision, Descriptor, Hypothesis, Keyframe, Ledger, LedgerEntry, Pose
 
 _MAX_STAMP_NS = (2**31 - 1) * 1_000_000_000 + 999_999_999
 
@@ -177,8 +177,8 @@ def to_hypotheses(
     )
 
 
-def to_loop_closure(decision: Decision, header: Header) -> LoopClosure:
-    """The accepted pair of a decision."""
+def to_loop_closure(decision: Decision, header: Header, query_map_id: str = "") -> LoopClosure:
+    """The accepted pair of a decision; with a map's id, of an image that another robot has."""
     best = decision.hypotheses[0]
     match = best.keyframe
     message = LoopClosure(
@@ -187,6 +187,7 @@ def to_loop_closure(decision: Decision, header: Header) -> LoopClosure:
         query_stamp=header.stamp,
         match_stamp=ns_to_stamp(match.stamp_ns),
         query_keyframe_id=int(decision.keyframe_id),
+        query_map_id=query_map_id or decision.map_id,
         match_keyframe_id=int(match.id),
         query_session=decision.session,
         match_session=match.session,
@@ -261,6 +262,40 @@ def to_descriptor(decision: Decision, header: Header, fingerprint: str) -> Place
         has_pose=decision.pose is not None,
         pose=to_pose_stamped(decision.pose, decision.stamp_ns),
     )
+
+
+def from_descriptor(message: PlaceDescriptor, fingerprint: str, feature_dim: int) -> Descriptor:
+    """The descriptor in a message.
+
+    Args:
+        fingerprint, feature_dim: of the model that must have made it.
+
+    Raises:
+        ConfigError: another model made it, or it is malformed.
+    """
+    if message.model_fingerprint != fingerprint:
+        raise ConfigError(
+            f"made by model {message.model_fingerprint[:12]!r}, and {fingerprint[:12]} is in use; "
+            "run one model on all robots"
+        )
+    kinds = {PlaceDescriptor.ENCODING_FLOAT32: "<f4", PlaceDescriptor.ENCODING_FLOAT16: "<f2"}
+    kind = kinds.get(message.feature_encoding)
+    if kind is None:
+        raise ConfigError(f"there is no feature_encoding {message.feature_encoding}")
+    raw = np.array(message.feature, np.uint8).tobytes()
+    if len(raw) != feature_dim * np.dtype(kind).itemsize:
+        raise ConfigError(f"its feature has {len(raw)} bytes, which are not {feature_dim} numbers")
+    feature = np.frombuffer(raw, kind).astype(np.float32)
+    length = float(np.linalg.norm(feature))
+    if not 0.9 < length < 1.1:  # of NaN neither
+        raise ConfigError(f"its feature has the length {length:g}, not 1")
+    return Descriptor(np.array(message.code, np.uint8), feature / length)
+
+
+def from_pose_stamped(message: PoseStamped) -> Pose:
+    """A pose in its frame; it may be invalid."""
+    p, q = message.pose.position, message.pose.orientation
+    return Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), message.header.frame_id)
 
 
 def to_jpeg_message(jpeg: bytes | None) -> CompressedImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import traceback
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from hashvpr_ros.ros.cameras import Arrival, Cameras
 from hashvpr_ros.ros.diagnostics import Stats, diagnostics
 from hashvpr_ros.ros.headings import TfHeadings, check_heading_frame
 from hashvpr_ros.ros.parameters import Parameters
+from hashvpr_ros.ros.peers import Peers, check_peer_topics
 from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.ros.services import Services
@@ -61,6 +63,7 @@ class VprNode(LifecycleNode):
         self._doing = ""  # what a long configure does now, for diagnostics
         self._poses: PoseSource | None = None
         self._headings: TfHeadings | None = None
+        self._peers: Peers | None = None
         self._topics: dict[str, str] = {}
         self._stats = Stats()
         self._publishers_of_state: list[Any] = []
@@ -128,12 +131,14 @@ class VprNode(LifecycleNode):
         names = dict.fromkeys(self._topics.values(), "input.image_topics")
         if config.pose.source == "odometry":
             names[config.pose.odometry_topic] = "pose.odometry_topic"
+        names |= dict.fromkeys(config.input.descriptor_topics, "input.descriptor_topics")
         for topic, parameter in names.items():
             try:
                 validate_topic_name(topic)
             except InvalidTopicNameException as e:
                 reason = str(e).splitlines()[0]
                 raise ConfigError(f"{parameter}: {topic!r} is no topic name: {reason}") from None
+        check_peer_topics(self, config.input.descriptor_topics)
         self._diagnostics_timer.timer_period_ns = round(config.publish.diagnostics_period_s * 1e9)
         self._diagnostics_timer.reset()
         started = time.monotonic()
@@ -183,6 +188,8 @@ class VprNode(LifecycleNode):
         self._pub_closures = lifecycle(LoopClosure, "~/loop_closures")
         self._pub_descriptors = lifecycle(PlaceDescriptor, "~/descriptors")
         self._pub_ledger = lifecycle(DecisionLedger, "~/ledger")
+        self._pub_peer_hypotheses = lifecycle(PlaceHypotheses, "~/peer_hypotheses")
+        self._pub_peer_closures = lifecycle(LoopClosure, "~/peer_closures")
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._pub_status = self.create_publisher(
             MapStatus, "~/map_status", latched, callback_group=group
@@ -212,6 +219,14 @@ class VprNode(LifecycleNode):
                 self._watch,
                 self._runtime.offer,
             )
+            if config.input.descriptor_topics:
+                self._peers = Peers(
+                    self,
+                    config.input.descriptor_topics,
+                    self._runtime,
+                    self._publish_peer,
+                    self._on_failure,
+                )
             if config.input.heading_frame and not config.input.camera_headings:
                 self._headings = TfHeadings(
                     self, config.input.heading_frame, self._runtime.set_headings
@@ -264,6 +279,9 @@ class VprNode(LifecycleNode):
         headings, self._headings = self._headings, None
         if headings is not None:
             headings.close()
+        peers, self._peers = self._peers, None
+        if peers is not None:
+            peers.close()
         if self._runtime is not None:
             for camera in self._runtime.worker.discard_images():
                 self._stats.dropped(camera)
@@ -363,6 +381,17 @@ class VprNode(LifecycleNode):
         if decision.ledger is not None:
             self._pub_ledger.publish(
                 conversions.to_ledger(decision, decision.ledger, message.header)
+            )
+
+    def _publish_peer(self, decision: Decision, message: PlaceDescriptor) -> None:
+        """What an image of another robot shows; in the worker's thread."""
+        if not self._taking:
+            return  # deactivated meanwhile
+        decision = dataclasses.replace(decision, keyframe_id=message.keyframe_id)
+        self._pub_peer_hypotheses.publish(conversions.to_hypotheses(decision, message.header))
+        if decision.accepted:
+            self._pub_peer_closures.publish(
+                conversions.to_loop_closure(decision, message.header, message.map_id)
             )
 
     def _on_verdict(self, message: ClosureVerdict) -> None:

@@ -150,6 +150,8 @@ def test_every_service_file_is_served_and_every_topic_is_private():
         "~/loop_closures",
         "~/descriptors",
         "~/ledger",
+        "~/peer_hypotheses",
+        "~/peer_closures",
         "~/verdicts",
         "~/map_status",
     }

@@ -1,0 +1,109 @@
+"""Descriptors of other robots, matched with this robot's map."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+
+from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.msg import PlaceDescriptor
+from hashvpr_ros.ros.conversions import from_descriptor, from_pose_stamped, stamp_to_ns
+from hashvpr_ros.ros.runtime import Runtime
+from hashvpr_ros.types import Decision
+
+_WAITING_AT_MOST = 20  # descriptors for the worker, over which new ones are passed over
+
+
+def check_peer_topics(node: Node, topics: list[str]) -> None:
+    """Refuse that a node listens to itself.
+
+    Raises:
+        ConfigError: a topic is this node's own.
+    """
+    own = node.resolve_topic_name("~/descriptors")
+    if own in [node.resolve_topic_name(t) for t in topics]:
+        raise ConfigError(
+            f"input.descriptor_topics has {own}, on which this node publishes; give those of "
+            "other robots"
+        )
+
+
+class Peers:
+    """Subscriptions to the descriptors of other robots.
+
+    Args:
+        topics: on which they publish them.
+        publish: called in the worker's thread with what a descriptor shows, and its message.
+        fail: called with errors that the node survives.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        topics: list[str],
+        runtime: Runtime,
+        publish: Callable[[Decision, PlaceDescriptor], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._node = node
+        self._runtime = runtime
+        self._publish = publish
+        self._fail = fail
+        self._waiting = threading.Semaphore(_WAITING_AT_MOST)
+        group = MutuallyExclusiveCallbackGroup()
+        self._subscriptions = [
+            node.create_subscription(
+                PlaceDescriptor,
+                topic,
+                functools.partial(self._on_descriptor, topic),
+                QoSProfile(depth=_WAITING_AT_MOST),
+                callback_group=group,
+            )
+            for topic in topics
+        ]
+
+    def close(self) -> None:
+        """Stop listening."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+
+    def _on_descriptor(self, topic: str, message: PlaceDescriptor) -> None:
+        try:
+            info = self._runtime.info
+            descriptor = from_descriptor(message, info.fingerprint, info.feature_dim)
+        except ConfigError as e:
+            self._say(f"descriptor on {topic} passed over: {e}")
+            return
+        if not self._waiting.acquire(blocking=False):
+            self._say(f"descriptors on {topic} come faster than they can be matched")
+            return
+
+        def judge() -> None:
+            decision = self._runtime.recognizer.match_peer(
+                topic,
+                message.session,
+                message.camera,
+                descriptor,
+                stamp_to_ns(message.header.stamp),
+                from_pose_stamped(message.pose) if message.has_pose else None,
+            )
+            self._publish(decision, message)
+
+        self._runtime.worker.call(judge).add_done_callback(self._done)
+
+    def _done(self, future: Future[Any]) -> None:
+        self._waiting.release()
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
+
+    def _say(self, text: str) -> None:
+        self._node.get_logger().warning(text, throttle_duration_sec=10.0)
