@@ -6,6 +6,7 @@ No ROS here: `pose_graph_node.py` feeds it from topics, `close_the_loop.py` from
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import gtsam
 import numpy as np
+from numpy.typing import NDArray
 
 from hashvpr_ros.poses import unit
 from hashvpr_ros.types import Pose
@@ -27,10 +29,13 @@ _SAME_PLACE_M = 2.0
 _SAME_HEADING_RAD = 0.3
 # A closure is an inlier where its error is below this quantile of the chi-squared distribution.
 _INLIER_PROBABILITY = 0.99
+# Where odometry was interrupted nobody knows how the robot moved meanwhile.
+_LOST_M = 10.0
+_LOST_RAD = 1.0
 
 
 @dataclass(frozen=True)
-class Drift:
+class Noise:
     """How fast odometry errs: standard deviations after one metre, growing with the way's root.
 
     A root since the factors of consecutive nodes are independent of each other in the graph. A
@@ -44,84 +49,125 @@ class Drift:
     tilt_rad: float = 0.005  # roll and pitch, which gravity shows to most odometry
     position_m: float = 0.1
 
-    def sigmas(self, way_m: float) -> np.ndarray:
+    def sigmas(self, way_m: float) -> NDArray[np.float64]:
         """Standard deviations after a way, in the order of GTSAM's Pose3: rotation, position."""
         each = [self.tilt_rad, self.tilt_rad, self.heading_rad, *[self.position_m] * 3]
         return np.array(each) * math.sqrt(max(way_m, 1e-6))
 
 
 @dataclass(frozen=True)
-class Optimised:
-    """What became of the loop closures."""
+class Closure:
+    """That the images of two stamps show one place."""
 
-    used: int
-    rejected: int  # as outliers, by the robust kernel
+    query_ns: int
+    match_ns: int
+    relative_heading_rad: float = 0.0  # how the robot is turned at the query against the match
+    probability: float = 1.0  # where closures join the same nodes, the likeliest counts
 
 
 class PoseGraph:
-    """Keyframe nodes from odometry, joined by odometry and by loop closures.
+    """Nodes along the way of odometry, joined by odometry and by loop closures.
 
     Wrong closures are the danger: least squares bends the whole map for a single one. Graduated
     non-convexity with truncated least squares (Yang et al., RA-L 2020; `GncLMOptimizer`) begins
     with least squares and tightens step by step, until each closure counts fully or not at all.
-    Odometry is declared an inlier. Cauchy's kernel was tried, too: it survives one wrong closure
-    among hundreds of right ones as well, but is pulled by one among few.
+    Odometry is declared an inlier.
 
     The graph is solved anew from odometry every time, so that the result depends on the
     measurements alone, and an outlier that was once believed leaves nothing behind.
 
     Args:
-        drift: of the odometry.
+        noise: of the odometry.
         robust: False: least squares, to see what a wrong closure does.
     """
 
-    def __init__(self, drift: Drift | None = None, *, robust: bool = True) -> None:
-        self._drift = drift or Drift()
+    def __init__(self, noise: Noise | None = None, *, robust: bool = True) -> None:
+        self._noise = noise or Noise()
         self._robust = robust
         self._stamps_ns: list[int] = []
-        self._odometry: list[gtsam.Pose3] = []
+        self._odometry: list[gtsam.Pose3] = []  # of the nodes, as if it had never jumped
+        self._jumps: set[int] = set()  # nodes to which nothing was measured
+        self._anchor = gtsam.Pose3()  # from odometry as it comes to that of the nodes
         self._corrected: list[gtsam.Pose3] = []  # of the first nodes, as of the last `optimise`
-        self._closures: list[tuple[int, int]] = []
+        self._closures: list[Closure] = []
+        self._used: list[bool | None] = []  # the first closures, as of the last `optimise`
+        self.newest_ns = -1  # stamp of the last odometry; -1: none came
 
-    def add_odometry(self, stamp_ns: int, pose: Pose) -> bool:
+    def add_odometry(self, stamp_ns: int, pose: Pose, *, jumped: bool = False) -> bool:
         """Take in where odometry believes to be.
 
         A node is made of the first pose, and of each that is 0.5 m or 0.35 rad from the last.
 
+        Args:
+            stamp_ns: later than all before.
+            pose: valid; see `Pose.is_valid`.
+            jumped: odometry was interrupted and counts from elsewhere now. The robot goes on from
+                the last node, and closures say what odometry does not.
+
         Returns:
-            whether a node was made. Poses that are invalid or older than the last node make none.
+            whether a node was made.
+
+        Raises:
+            ValueError: the stamp is not later, or the pose is invalid.
         """
-        if not pose.is_valid():
-            return False
+        if stamp_ns <= self.newest_ns or not pose.is_valid():
+            raise ValueError(f"odometry at {stamp_ns} ns is not later, or invalid: {pose}")
+        self.newest_ns = stamp_ns
         new = _to_gtsam(pose)
-        if self._odometry:
+        if jumped and self._odometry:
+            self._anchor = self._odometry[-1].compose(new.inverse())
+            self._jumps.add(len(self._odometry))
+        new = self._anchor.compose(new)
+        if self._odometry and not jumped:
             distance_m, angle_rad = _size(self._odometry[-1].between(new))
-            moved = distance_m >= _NODE_EVERY_M or angle_rad >= _NODE_EVERY_RAD
-            if stamp_ns <= self._stamps_ns[-1] or not moved:
+            if distance_m < _NODE_EVERY_M and angle_rad < _NODE_EVERY_RAD:
                 return False
         self._stamps_ns.append(stamp_ns)
         self._odometry.append(new)
         return True
 
-    def add_closure(self, query_ns: int, match_ns: int) -> None:
-        """Take in that the images of two stamps show one place.
+    def add_closure(self, closure: Closure) -> None:
+        """Take in a closure.
 
-        Odometry may come later: the closure waits. It is not used where a stamp is from before
-        odometry began.
+        Odometry may come later: the closure waits. It is never used where a stamp is from before
+        odometry began, nor where both are of one node.
         """
-        self._closures.append((query_ns, match_ns))
+        self._closures.append(closure)
 
-    def optimise(self) -> Optimised:
-        """Correct the trajectory by all closures whose nodes are there."""
-        pairs = self._pairs()
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are closures that `optimise` would use or reject for the first time."""
+        judged = itertools.chain(self._used, itertools.repeat(None))
+        return any(
+            p is not None and u is None for p, u in zip(self._pairs(), judged, strict=False)
+        )
+
+    def optimise(self) -> list[bool | None]:
+        """Correct the trajectory by all closures whose nodes are there.
+
+        Returns:
+            of each closure, in the order in which they were added, whether it is used; None: its
+            nodes are not there.
+
+        Raises:
+            RuntimeError: GTSAM cannot solve it; the trajectory is as before.
+        """
+        pair_of = self._pairs()
+        best: dict[tuple[int, int], Closure] = {}
+        for pair, closure in zip(pair_of, self._closures, strict=True):
+            if pair is not None and (
+                pair not in best or closure.probability > best[pair].probability
+            ):
+                best[pair] = closure
         graph, values = self._odometry_graph()
         odometry_factors = graph.size()
         together = np.array([_SAME_HEADING_RAD] * 3 + [_SAME_PLACE_M] * 3)
         noise = gtsam.noiseModel.Diagonal.Sigmas(together)
-        for match, query in pairs:
-            graph.add(gtsam.BetweenFactorPose3(match, query, gtsam.Pose3(), noise))
-        weights = np.ones(len(pairs))
-        if pairs and self._robust:
+        for (match, query), closure in best.items():
+            turned = gtsam.Pose3(gtsam.Rot3.Yaw(closure.relative_heading_rad), np.zeros(3))
+            graph.add(gtsam.BetweenFactorPose3(match, query, turned, noise))
+        weights = np.ones(len(best))
+        if best and self._robust:
             parameters = gtsam.GncLMParams()
             parameters.setLossType(gtsam.GncLossType.TLS)
             parameters.setKnownInliers(list(range(odometry_factors)))
@@ -129,11 +175,12 @@ class PoseGraph:
             optimizer.setInlierCostThresholdsAtProbability(_INLIER_PROBABILITY)
             values = optimizer.optimize()
             weights = optimizer.getWeights()[odometry_factors:]
-        elif pairs:
+        elif best:
             values = gtsam.LevenbergMarquardtOptimizer(graph, values).optimize()
         self._corrected = [values.atPose3(i) for i in range(len(self._odometry))]
-        used = int((weights > 0.5).sum())
-        return Optimised(used, len(pairs) - used)
+        used = dict(zip(best, (weights > 0.5).tolist(), strict=True))
+        self._used = [None if pair is None else used[pair] for pair in pair_of]
+        return list(self._used)
 
     def trajectory(self) -> list[tuple[int, Pose]]:
         """Stamps and poses of all nodes, corrected.
@@ -146,32 +193,22 @@ class PoseGraph:
         else:
             correction = gtsam.Pose3()
         poses += [correction.compose(p) for p in self._odometry[len(poses) :]]
-        return self._stamped(poses)
-
-    def odometry(self) -> list[tuple[int, Pose]]:
-        """The same nodes where odometry has them."""
-        return self._stamped(self._odometry)
-
-    def _stamped(self, poses: Sequence[gtsam.Pose3]) -> list[tuple[int, Pose]]:
         return [(s, _from_gtsam(p)) for s, p in zip(self._stamps_ns, poses, strict=True)]
 
-    def _pairs(self) -> list[tuple[int, int]]:
-        """Nodes that closures join, each pair once: images of one node are hardly independent."""
-        pairs = set()
-        for stamps in self._closures:
-            match, query = sorted(self._node_at(stamp) for stamp in stamps)
-            if 0 <= match < query:
-                pairs.add((match, query))
-        return sorted(pairs)
+    def _pairs(self) -> list[tuple[int, int] | None]:
+        """The nodes that each closure joins, that of the match first; None: there are none yet."""
+        pairs = [(self._node_at(c.match_ns), self._node_at(c.query_ns)) for c in self._closures]
+        return [p if min(p) >= 0 and p[0] != p[1] else None for p in pairs]
 
     def _node_at(self, stamp_ns: int) -> int:
         """The last node until a stamp, from which the robot had not got away then; -1 for none."""
-        if not self._stamps_ns or stamp_ns > self._stamps_ns[-1]:
+        if stamp_ns > self.newest_ns:
             return -1  # the robot may be further on than odometry has told
         return bisect.bisect_right(self._stamps_ns, stamp_ns) - 1
 
     def _odometry_graph(self) -> tuple[gtsam.NonlinearFactorGraph, gtsam.Values]:
         graph, values = gtsam.NonlinearFactorGraph(), gtsam.Values()
+        lost = np.array([_LOST_RAD] * 3 + [_LOST_M] * 3)
         for i, pose in enumerate(self._odometry):
             values.insert(i, pose)
             if i == 0:
@@ -179,7 +216,8 @@ class PoseGraph:
                 graph.add(gtsam.PriorFactorPose3(0, pose, noise))
                 continue
             step = self._odometry[i - 1].between(pose)
-            noise = gtsam.noiseModel.Diagonal.Sigmas(self._drift.sigmas(sum(_size(step))))
+            sigmas = lost if i in self._jumps else self._noise.sigmas(sum(_size(step)))
+            noise = gtsam.noiseModel.Diagonal.Sigmas(sigmas)
             graph.add(gtsam.BetweenFactorPose3(i - 1, i, step, noise))
         return graph, values
 
@@ -209,6 +247,6 @@ def _to_gtsam(pose: Pose) -> gtsam.Pose3:
 
 
 def _from_gtsam(pose: gtsam.Pose3) -> Pose:
-    x, y, z = (float(v) for v in pose.translation())
-    q = pose.rotation().toQuaternion()
-    return Pose((x, y, z), (q.x(), q.y(), q.z(), q.w()))
+    x, y, z = pose.translation().tolist()
+    qx, qy, qz, qw = pose.rotation().toQuaternion().coeffs().tolist()
+    return Pose((x, y, z), (qx, qy, qz, qw))
