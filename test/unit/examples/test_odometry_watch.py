@@ -43,6 +43,11 @@ def test_a_single_stray_changes_nothing(watch, stray):
     assert seen == ["PASSED_OVER", "NEXT", "PASSED_OVER", "NEXT"]
 
 
+def test_strays_that_do_not_follow_one_another_change_nothing(watch):
+    strays = [(4e9, 10.0), (-5.0, 10.0), (100.1, 500.0), (100.15, 900.0)]
+    assert see(watch, *strays, (100.2, 10.0)) == ["PASSED_OVER"] * 4 + ["NEXT"]
+
+
 def test_late_ones_are_passed_over(watch):
     late = [(100.0, 10.0), (99.9, 9.9), (99.95, 9.95)]
     assert see(watch, *late, (100.1, 10.1)) == ["PASSED_OVER"] * 3 + ["NEXT"]

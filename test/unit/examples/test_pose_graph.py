@@ -132,12 +132,12 @@ def test_odometry_that_begins_anew_is_put_where_closures_say():
     truth = list(circle(3))
     graph = PoseGraph()
     fill(graph, drifting(truth[:150], DRIFT))
-    # Somebody carried the robot on, and its odometry began at the origin.
+    # Somebody carried the robot on, and its odometry began elsewhere.
     x, y, yaw = truth[160]
     anew = []
     for tx, ty, tyaw in truth[160:]:
         way = complex(tx - x, ty - y) * complex(math.cos(yaw), -math.sin(yaw))
-        anew.append((way.real, way.imag, tyaw - yaw))
+        anew.append((2000.0 + way.real, way.imag, tyaw - yaw))
     assert graph.add_odometry(stamp(160), planar_pose(*anew[0]), jumped=True)
     fill(graph, anew[1:], 161)
     there = truth[:150] + truth[160:]
