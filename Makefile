@@ -1,4 +1,5 @@
-# Two commands for everybody: `make demo` and `make test`.
+# Two commands for everybody: `make demo` and `make test`. `make example` measures what closures are
+# worth to a back end (docs/back_end.md).
 # Python 3.10 to 3.12; another than python3 by `make PYTHON=python3.11 test`.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
@@ -7,10 +8,13 @@ SHELL := /bin/bash
 ENV := . .venv/env.sh
 BUILT := $(ENV) && . install/setup.bash
 
-.PHONY: demo test env env-train build lint unit nodes clean
+.PHONY: demo example test env env-train env-examples build lint unit nodes clean
 
 demo: build
 	@$(BUILT) && python -m hashvpr_ros.cli.main demo $(if $(DATA),--data "$(DATA)") $(DEMO_ARGS)
+
+example: env-examples
+	@$(ENV) && PYTHONPATH="$(CURDIR):$$PYTHONPATH" python examples/close_the_loop.py $(EXAMPLE_ARGS)
 
 test: lint unit nodes
 
@@ -22,18 +26,23 @@ env:
 env-train: env
 	@$(PYTHON) scripts/setup_env.py train
 
-lint: env-train
-	@$(ENV) && ruff check . && ruff format --check . && mypy hashvpr_ros scripts/setup_env.py && lint-imports
+# GTSAM and evo; a demo does without these, too.
+env-examples: env
+	@$(PYTHON) scripts/setup_env.py examples
 
-unit: env-train
+lint: env-train
+	@$(ENV) && ruff check . && ruff format --check . && \
+		mypy hashvpr_ros scripts/setup_env.py examples && lint-imports
+
+unit: env-train env-examples
 	@$(ENV) && python -m pytest test/unit -n 2 --dist loadfile
 
 build: env
 	@$(ENV) && scripts/build.sh
 
-nodes: build
+nodes: build env-examples
 	@$(BUILT) && rm -rf build/hashvpr_ros/test_results && colcon test --event-handlers console_direct+ \
 		--return-code-on-test-failure && colcon test-result --verbose
 
 clean:
-	rm -rf .venv build install log demo_output
+	rm -rf .venv build install log demo_output close_the_loop

