@@ -18,6 +18,7 @@ from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import files
 from hashvpr_ros.map.loading import load_columns
 from hashvpr_ros.map.maintenance import placed
+from hashvpr_ros.map.remedy import remedy
 from hashvpr_ros.map.rows import Row, row_from_columns
 from hashvpr_ros.map.schema import MAX_ID, SQLITE_ERRORS, explain
 from hashvpr_ros.map.store import Store
@@ -114,7 +115,7 @@ class MapReader:
         except SQLITE_ERRORS as e:
             raise explain(e, self.path, "reading") from e
         except (ValueError, TypeError) as e:
-            raise MapError(f"{self.path}: damaged ({e}); restore it from a copy") from e
+            raise MapError(f"{self.path}: damaged ({e}); {remedy(self.path)}") from e
 
 
 @contextmanager

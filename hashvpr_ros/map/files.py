@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import sqlite3
 import stat
 import threading
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -171,6 +173,11 @@ def fold_log(path: Path) -> None:
 def temporary_beside(path: Path) -> Path:
     """A new name in the folder of a file, for what is to take its place."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
+
+
+def temporaries_of(path: Path) -> Iterator[Path]:
+    """What `temporary_beside` named and a killed process left."""
+    return path.parent.glob(f".{glob.escape(path.name)}.*.new")
 
 
 def put(temporary: Path, path: Path, *, overwrite: bool) -> None:

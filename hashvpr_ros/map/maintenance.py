@@ -94,7 +94,7 @@ def copy_database(source: sqlite3.Connection, path: str | Path, *, overwrite: bo
         MapError: the target exists and is not to be overwritten, is open, or cannot be written.
     """
     with placed(path, overwrite=overwrite, doing="writing the copy") as temporary:
-        return _write_copy(source, temporary)
+        return write_copy(source, temporary)
 
 
 @contextmanager
@@ -135,7 +135,12 @@ def placed(path: str | Path, *, overwrite: bool, doing: str = "writing") -> Iter
             old.close()
 
 
-def _write_copy(source: sqlite3.Connection, temporary: Path) -> int:
+def write_copy(source: sqlite3.Connection, temporary: Path) -> int:
+    """Write a complete copy under a temporary name; returns how many keyframes it holds.
+
+    Raises:
+        sqlite3.Error: it could not be read or written.
+    """
     target = sqlite3.connect(temporary)
     try:
         source.backup(target)

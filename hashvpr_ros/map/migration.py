@@ -10,12 +10,14 @@ from pathlib import Path
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks
+from hashvpr_ros.map.good_copy import keep_or_warn
 from hashvpr_ros.map.maintenance import find_problems
+from hashvpr_ros.map.remedy import remedy
 from hashvpr_ros.map.schema import SCHEMA_VERSION, version_of
 
 
 def check_before(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse to bring a damaged map up to the present schema; reads only.
+    """Keep a good copy before a map is brought up to the present schema; refuse a damaged one.
 
     Schema 1 has no sums over its tables, and sums that are taken of damaged rows would bless the
     damage.
@@ -29,8 +31,9 @@ def check_before(db: sqlite3.Connection, path: Path) -> None:
     if problems := find_problems(db, int(dim)):
         raise MapError(
             f"{path}: damaged ({problems[0]}), so it is not brought up to schema "
-            f"{SCHEMA_VERSION}; restore it from a copy, or open it read-only"
+            f"{SCHEMA_VERSION}; {remedy(path)}, or open it read-only"
         )
+    keep_or_warn(db, path, int(dim))
 
 
 def migrate(db: sqlite3.Connection) -> None:

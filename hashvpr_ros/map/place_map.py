@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import calibration, headings, verdicts
+from hashvpr_ros.map import calibration, good_copy, headings, verdicts
 from hashvpr_ros.map.ceiling import BoundedIndex, Views, new_index
 from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
 from hashvpr_ros.map.loading import fill_index
 from hashvpr_ros.map.maintenance import copy_database, find_problems
+from hashvpr_ros.map.remedy import remedy
 from hashvpr_ros.map.rows import (
     NewPlace,
     Row,
@@ -602,9 +603,22 @@ class PlaceMap:
         """Check the whole file, see `find_problems`; an empty list means that it is sound."""
         with self._snapshot() as db:
             problems = find_problems(db, self.feature_dim)
-        with self._lock:  # the writer stands still
-            self._check_open()
-            return self._store.file_problems() + problems
+            with self._lock:  # the writer stands still
+                return self._store.file_problems() + problems
+
+    def keep_good_copy(self) -> bool:
+        """Keep a verified copy beside the file, see `good_copy.keep`; False where it is kept.
+
+        Raises:
+            DamagedMapError: the map is damaged. MapError: the copy could not be written.
+        """
+        if not self.path or self.read_only:
+            return False
+        with self._snapshot() as db:
+            try:
+                return good_copy.keep(db, Path(self.path), self.feature_dim)
+            except SQLITE_ERRORS as e:
+                raise explain(e, self.path, "copying") from e
 
     def close(self) -> None:
         """Write the open batch and close the file; calling it again does nothing.
@@ -642,4 +656,4 @@ def _chunks(ids: list[int], size: int = 512) -> Iterable[list[int]]:
 def _damaged(error: Exception, path: str | Path) -> MapError:
     if isinstance(error, SQLITE_ERRORS):
         return explain(error, path, "loading")
-    return MapError(f"{path}: damaged ({error}); restore it from a copy")
+    return MapError(f"{path}: damaged ({error}); {remedy(path)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks, verdicts
 from hashvpr_ros.map.files import size_of, wal_of
+from hashvpr_ros.map.remedy import remedy
 
 APPLICATION_ID = 0x48565052  # "HVPR"
 SCHEMA_VERSION = 2  # 1: without the table `checks`; see `migration`
@@ -76,18 +77,24 @@ def check_header(fd: int, path: Path) -> None:
     header = os.pread(fd, 100, 0)
     size = os.fstat(fd).st_size
     if size == 0:
-        raise MapError(f"{path}: the file is empty, so it is no map; delete it or give another")
+        raise MapError(
+            f"{path}: the file is empty, so it is no map; "
+            f"{remedy(path, 'delete it or give another')}"
+        )
     if header[:16] != _MAGIC[: len(header)] or len(header) < 100:
-        raise MapError(f"{path}: not a map of hashvpr_ros (not an SQLite file); give another path")
+        raise MapError(
+            f"{path}: not a map of hashvpr_ros (not an SQLite file); "
+            f"{remedy(path, 'give another path')}"
+        )
     (application,) = struct.unpack_from(">I", header, 68)
     (version,) = struct.unpack_from(">I", header, 60)
     if application != APPLICATION_ID:
         raise MapError(
             f"{path}: an SQLite file of another application, not a map of hashvpr_ros; "
-            "give another path"
+            f"{remedy(path, 'give another path')}"
         )
     if version == 0:
-        raise MapError(f"{path}: damaged, it has no schema version; restore it from a copy")
+        raise MapError(f"{path}: damaged, it has no schema version; {remedy(path)}")
     if version > SCHEMA_VERSION:
         raise MapError(
             f"{path}: made by a newer hashvpr_ros (schema {version}, this one reads up to "
@@ -98,9 +105,7 @@ def check_header(fd: int, path: Path) -> None:
     (pages,) = struct.unpack_from(">I", header, 28)
     # With a log, the missing pages may be there.
     if size < page_size * pages and not size_of(wal_of(path)):
-        raise MapError(
-            f"{path}: truncated ({size} bytes of {page_size * pages}); restore it from a copy"
-        )
+        raise MapError(f"{path}: truncated ({size} bytes of {page_size * pages}); {remedy(path)}")
 
 
 def header_problems(header: bytes) -> Iterator[str]:
@@ -171,7 +176,7 @@ def check_tables(db: sqlite3.Connection, path: Path) -> None:
     if wrong:
         raise MapError(
             f"{path}: damaged, these tables are missing or altered: {', '.join(sorted(wrong))}; "
-            "restore it from a copy"
+            f"{remedy(path)}"
         )
 
 
@@ -187,12 +192,12 @@ def check_meta(have: dict[str, str], want: dict[str, str], path: Path) -> None:
     """
     missing = {"map_id", "fingerprint", "feature_dim"} - have.keys()
     if missing:
-        raise MapError(f"{path}: damaged, it lacks {', '.join(sorted(missing))}; restore a copy")
+        raise MapError(f"{path}: damaged, it lacks {', '.join(sorted(missing))}; {remedy(path)}")
     if not all(isinstance(value, str) for value in have.values()):
-        raise MapError(f"{path}: damaged, what it records is not text; restore a copy")
+        raise MapError(f"{path}: damaged, what it records is not text; {remedy(path)}")
     dim = have["feature_dim"]
     if not (dim.isdecimal() and 1 <= int(dim[:9]) <= MAX_FEATURE_DIM):
-        raise MapError(f"{path}: damaged, features cannot have {dim!r} values; restore a copy")
+        raise MapError(f"{path}: damaged, features cannot have {dim!r} values; {remedy(path)}")
     for key in ("fingerprint", "feature_dim"):
         if want.get(key) and want[key] != have[key]:
             raise WrongModelError(
@@ -208,13 +213,13 @@ def explain(error: Exception, path: str | Path, doing: str) -> MapError:
     text = " ".join(str(error).split())
     where = str(path) or "map in memory"
     if "disk is full" in text:
-        remedy = "the disk is full; free some space, what is not written yet is kept in memory"
+        helps = "the disk is full; free some space, what is not written yet is kept in memory"
     elif "readonly" in text or "unable to open" in text:
-        remedy = f"{text}; check the permissions of the file and its folder"
+        helps = f"{text}; check the permissions of the file and its folder"
     elif "locked" in text or "busy" in text:
-        remedy = "another process holds it; close that one first"
+        helps = "another process holds it; close that one first"
     elif isinstance(error, UnicodeDecodeError) or "malformed" in text or "not a database" in text:
-        remedy = f"the file is damaged ({text}); restore it from a copy"
+        helps = f"the file is damaged ({text}); {remedy(path)}"
     else:
-        remedy = text
-    return MapError(f"{where}: {doing} failed: {remedy}")
+        helps = text
+    return MapError(f"{where}: {doing} failed: {helps}")

@@ -1,0 +1,105 @@
+"""Good copies of maps that are not open here: keeping one, and going back to it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hashvpr_ros.errors import MapError
+from hashvpr_ros.map import files, good_copy
+from hashvpr_ros.map.maintenance import copy_database, find_problems
+from hashvpr_ros.map.remedy import good_copy_of
+from hashvpr_ros.map.schema import SQLITE_ERRORS, MapNotFoundError, explain
+from hashvpr_ros.map.store import Store
+
+
+def keep_good_copy(path: str | Path) -> bool:
+    """Keep a good copy of a map before it is changed or replaced; see `good_copy.keep`.
+
+    Returns:
+        whether a copy was made; False where there is no such map.
+
+    Raises:
+        DamagedMapError, MapError: there is none, and the former copy is as it was.
+    """
+    path = files.resolve(path)
+    if files.status(path) is None:
+        return False
+    with closing(Store.open(path, {}, read_only=True, create=False)) as store:
+        try:
+            return good_copy.keep(store.db, path, int(store.meta()["feature_dim"]))
+        except SQLITE_ERRORS as e:
+            raise explain(e, path, "copying") from e
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of a damaged map."""
+
+    keyframes: int  # of the copy
+    set_aside: Path | None  # the damaged file; None where there was none
+
+
+def restore(path: str | Path, *, force: bool = False) -> Restored:
+    """Put the last good copy in the place of a damaged map, which is kept under another name.
+
+    Args:
+        force: also where the map is sound.
+
+    Raises:
+        MapNotFoundError: there is no good copy. MapError: the copy is damaged, the map is sound
+            or in use, or the folder cannot be written. Map and copy are as they were.
+    """
+    path = files.resolve(path)
+    good = good_copy_of(path)
+    if files.status(good) is None:
+        raise MapNotFoundError(
+            f"{good}: there is no such file, so no good copy of the map was kept; build it anew"
+        )
+    if problem := _problem(good):
+        raise MapError(f"{good}: the copy is damaged, too ({problem}); build the map anew")
+    there = files.status(path) is not None
+    if there and not force and not _problem(path):
+        raise MapError(f"{path}: is sound; leave it, or give --force to go back to the copy")
+    damaged = files.LockedFile(path, shared=False) if there else None
+    temporary = files.temporary_beside(path)
+    try:
+        with closing(Store.open(good, {}, read_only=True, create=False)) as store:
+            keyframes = copy_database(store.db, temporary, overwrite=False)
+        set_aside = None if damaged is None else _set_aside(path)
+        files.put(temporary, path, overwrite=there)
+    except OSError as e:
+        raise MapError(f"{path}: cannot be restored: {e.strerror}; check its folder") from e
+    finally:
+        files.discard(temporary)
+        if damaged is not None:
+            damaged.close()
+    return Restored(keyframes, set_aside)
+
+
+def _set_aside(path: Path) -> Path:
+    """Give a map another name, too, and its log that alone: its own name is replaced next."""
+    aside = Path(f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    while files.status(aside) is not None:
+        aside = Path(f"{aside}x")
+    try:
+        aside.hardlink_to(path)
+    except OSError:  # FAT has no links
+        path.rename(aside)
+    for suffix in ("-wal", "-shm", "-journal"):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    return aside
+
+
+def _problem(path: Path) -> str:
+    """What is wrong with a map, "" for nothing."""
+    try:
+        with closing(Store.open(path, {}, read_only=True, create=False)) as store:
+            dim = int(store.meta()["feature_dim"])
+            problems = [*store.file_problems(), *find_problems(store.db, dim)]
+    except (MapError, *SQLITE_ERRORS) as e:
+        return str(e)
+    return problems[0] if problems else ""
