@@ -73,6 +73,11 @@ class MapConfig:
         low=0.0,
         high=60.0,
     )
+    keep_good_copy: bool = setting(
+        True,
+        "Keep a verified copy beside the map (NAME.good), as large as the map, for `hashvpr map "
+        "restore`: made when the map is closed, or loaded and not as it was closed.",
+    )
     thumbnail_px: int = setting(
         160,
         "Longer side of the JPEG kept with each keyframe. 0: none is kept.",

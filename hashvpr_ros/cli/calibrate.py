@@ -14,6 +14,7 @@ from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import (
     engine_option,
     json_option,
+    keep_good_copy,
     machine,
     near_options,
     open_engine,
@@ -76,6 +77,7 @@ def command(
     from hashvpr_ros.map.place_map import PlaceMap
 
     if clear:
+        keep_good_copy(path)
         with PlaceMap.open(path, create=False) as place_map:
             place_map.set_calibration(None)
         click.echo(f"{path}: its calibration is forgotten")
@@ -86,6 +88,8 @@ def command(
         raise ConfigError("--bag needs --image-topic and --pose-topic")
     config = from_flat({"mode": "localization", **dict(change_of(c) for c in changes)})
     engine = open_engine(engine_path)
+    if not dry_run:
+        keep_good_copy(path)
     info = engine.info
     with PlaceMap.open(
         path, info.fingerprint, info.feature_dim, model_name=info.name, read_only=dry_run,

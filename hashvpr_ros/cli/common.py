@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.errors import ConfigError, MapError
 
 engine_option = click.option(
     "--engine",
@@ -99,6 +99,16 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def keep_good_copy(path: Path) -> None:
+    """Keep a good copy of a map before it is changed or replaced; say it where there is none."""
+    from hashvpr_ros.map.restore import keep_good_copy as keep
+
+    try:
+        keep(path)
+    except MapError as e:
+        click.echo(f"no good copy is made: {e}", err=True)
 
 
 def progress_bar(total: int, what: str, unit: str = "image") -> Any:

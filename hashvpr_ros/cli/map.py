@@ -1,4 +1,4 @@
-"""`hashvpr map`: build, inspect and verify maps; what makes maps of maps is in `map_edit`."""
+"""`hashvpr map`: build, inspect, verify, restore; what makes maps of maps is in `map_edit`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from hashvpr_ros.cli.common import (
     engine_option,
     json_option,
+    keep_good_copy,
     open_engine,
     progress_bar,
     table,
@@ -27,7 +28,7 @@ _map_argument = click.argument("path", metavar="MAP", type=click.Path(path_type=
 
 @click.group(name="map")
 def command() -> None:
-    """Build, inspect, verify, merge, prune, split and export maps."""
+    """Build, inspect, verify, restore, merge, prune, split and export maps."""
 
 
 for _command in COMMANDS:
@@ -101,6 +102,7 @@ def build(
     )
     engine = open_engine(engine_path)
     info = engine.info
+    keep_good_copy(out)
     with (
         _new_or(out) as path,
         PlaceMap.open(
@@ -186,14 +188,36 @@ def info(path: Path, json_path: Path | None) -> None:
 @command.command()
 @_map_argument
 def verify(path: Path) -> None:
-    """Check MAP for damage: structure, counts and a checksum of every keyframe."""
+    """Check MAP for damage: structure, counts and checksums of every row."""
     from hashvpr_ros.map.place_map import PlaceMap
+    from hashvpr_ros.map.remedy import remedy
 
     with PlaceMap.open(path, read_only=True, create=False) as place_map:
         problems = place_map.verify()
-        count = len(place_map)
+        count, schema = len(place_map), place_map.info().schema_version
     if problems:
         for problem in problems:
             click.echo(problem)
-        raise MapError(f"{path}: damaged ({len(problems)} problems); restore it from a copy")
+        raise MapError(f"{path}: damaged ({len(problems)} problems); {remedy(path)}")
     click.echo(f"{path}: sound, {count} keyframes")
+    if schema < 2:
+        click.echo(
+            "  of an older version, which has no checksums of sessions and of what the map "
+            "records of itself: opened for writing, it gets them"
+        )
+
+
+@command.command()
+@_map_argument
+@click.option("--force", is_flag=True, help="Go back to the copy from a sound map, too.")
+def restore(path: Path, force: bool) -> None:
+    """Put the last good copy of MAP in the place of a damaged one.
+
+    The damaged file is kept as MAP.damaged-DATE, and the copy stays.
+    """
+    from hashvpr_ros.map.restore import restore as restore_map
+
+    restored = restore_map(path, force=force)
+    click.echo(f"{path}: {restored.keyframes} keyframes")
+    if restored.set_aside is not None:
+        click.echo(f"  what it was is kept as {restored.set_aside}")

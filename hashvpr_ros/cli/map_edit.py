@@ -12,6 +12,7 @@ import click
 from hashvpr_ros.cli.common import (
     engine_option,
     json_option,
+    keep_good_copy,
     open_engine,
     progress_bar,
     ticker,
@@ -57,6 +58,8 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
     if len(maps) < 2:
         raise ConfigError("give two maps or more, and then the path of the result")
     calibrated = any(_look(path)[1] for path in maps)
+    if overwrite:
+        keep_good_copy(out)
     merged = merge_maps(maps, out, overwrite=overwrite)
     total = sum(m.keyframes - m.taken_once for m in merged)
     write_json(json_path, {"keyframes": total, "maps": [dataclasses.asdict(m) for m in merged]})
@@ -127,6 +130,8 @@ def prune(
     if keep is not None and max_mb is not None:
         raise ConfigError("give either --keep N or --max-mb M")
     total, calibrated = _look(path)
+    if overwrite:
+        keep_good_copy(out)
     with progress_bar(total, "comparing", "keyframe") as bar:
         pruned = prune_map(
             path,
@@ -198,6 +203,8 @@ def split(
     if not sessions and from_ns is None and to_ns is None:
         raise ConfigError("say which part: --session NAME, --from-s S or --to-s S")
     _, calibrated = _look(path)
+    if overwrite:
+        keep_good_copy(out)
     count, total = split_map(
         path, out, sessions=sessions, from_ns=from_ns, to_ns=to_ns, overwrite=overwrite
     )
@@ -261,6 +268,8 @@ def reembed(
 
     total, calibrated = _look(path)
     engine = open_engine(engine_path)
+    if overwrite:
+        keep_good_copy(out)
     with progress_bar(total, "describing") as bar:
         counts = reembed_map(path, out, engine, overwrite=overwrite, progress=ticker(bar))
     write_json(json_path, dataclasses.asdict(counts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,12 +15,15 @@ from typing import Any
 from hashvpr_ros.config import Config, camera_headings, camera_names
 from hashvpr_ros.engine.factory import open_engine
 from hashvpr_ros.errors import EngineError, HashVprError, MapError
+from hashvpr_ros.map.good_copy import DamagedMapError
 from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.map.remedy import remedy
 from hashvpr_ros.mapping.instants import Instants
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.ros.worker import Worker
 from hashvpr_ros.types import Mode
 
+_log = logging.getLogger(__name__)
 # A batch is due when it is this old, in commit periods, and is looked at every so often in the
 # rest of the period: so nothing waits longer than the period.
 _COMMIT_SHARE = 0.8
@@ -75,6 +79,7 @@ class Runtime:
         self._engine = open_engine(config.engine, self._on_progress)
         self.info = self._engine.info
         self._map = self.open_map(config.map.path)
+        self._keep_good_copy(self._map)
         self._recognizer = Recognizer(self._engine, self._map, config, mode=self.mode)
         self.set_headings(camera_headings(config))
 
@@ -93,6 +98,17 @@ class Runtime:
             index=self.config.map.index,
             max_index_mb=self.config.map.max_index_mb,
         )
+
+    def _keep_good_copy(self, place_map: PlaceMap) -> None:
+        """Keep a copy where the map is sound; a robot goes on without one, and with damage."""
+        if not self.config.map.keep_good_copy:
+            return
+        try:
+            place_map.keep_good_copy()
+        except DamagedMapError as e:
+            self._on_error(e)
+        except MapError as e:
+            _log.warning("%s; the former copy stays", e)
 
     @property
     def map(self) -> PlaceMap:
@@ -164,7 +180,9 @@ class Runtime:
             try:
                 problems = new.verify()
                 if problems:
-                    raise MapError(f"{path}: damaged, {problems[0]}; restore it from a copy")
+                    raise MapError(f"{path}: damaged, {problems[0]}; {remedy(path)}")
+                self._keep_good_copy(new)
+                self._keep_good_copy(self.map)
                 self.worker.call(lambda: self._swap(new)).result()
             except BaseException:
                 new.close()
@@ -246,6 +264,7 @@ class Runtime:
             if self._map is not None:
                 try:
                     self.commit()
+                    self._keep_good_copy(self._map)
                 except HashVprError as e:
                     problem = e
                 with suppress(HashVprError):
