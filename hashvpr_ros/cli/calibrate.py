@@ -77,8 +77,8 @@ def command(
     from hashvpr_ros.map.place_map import PlaceMap
 
     if clear:
-        keep_good_copy(path)
         with PlaceMap.open(path, create=False) as place_map:
+            keep_good_copy(place_map)
             place_map.set_calibration(None)
         click.echo(f"{path}: its calibration is forgotten")
         return
@@ -88,13 +88,12 @@ def command(
         raise ConfigError("--bag needs --image-topic and --pose-topic")
     config = from_flat({"mode": "localization", **dict(change_of(c) for c in changes)})
     engine = open_engine(engine_path)
-    if not dry_run:
-        keep_good_copy(path)
     info = engine.info
     with PlaceMap.open(
         path, info.fingerprint, info.feature_dim, model_name=info.name, read_only=dry_run,
         create=False,
     ) as place_map:  # fmt: skip
+        keep_good_copy(place_map)
         if bag is not None:
             from hashvpr_ros.datasets.bag import BagFrames
 

@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hashvpr_ros.errors import ConfigError, MapError
+
+if TYPE_CHECKING:
+    from hashvpr_ros.map.place_map import PlaceMap
 
 engine_option = click.option(
     "--engine",
@@ -101,12 +104,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def keep_good_copy(path: Path) -> None:
-    """Keep a good copy of a map before it is changed or replaced; say it where there is none."""
-    from hashvpr_ros.map.restore import keep_good_copy as keep
+def keep_good_copy(of: Path | PlaceMap) -> None:
+    """Keep a good copy of a map before it is changed or replaced; say it where none is made."""
+    from hashvpr_ros.map import restore
 
     try:
-        keep(path)
+        if isinstance(of, Path):
+            restore.keep_good_copy(of)
+        else:
+            of.keep_good_copy()
     except MapError as e:
         click.echo(f"no good copy is made: {e}", err=True)
 

@@ -102,7 +102,6 @@ def build(
     )
     engine = open_engine(engine_path)
     info = engine.info
-    keep_good_copy(out)
     with (
         _new_or(out) as path,
         PlaceMap.open(
@@ -110,6 +109,7 @@ def build(
         ) as place_map,
         progress_bar(len(frames), "mapping") as bar,
     ):
+        keep_good_copy(place_map)
         counts = build_map(
             Recognizer(engine, place_map, config, mode=Mode.MAPPING),
             frames,

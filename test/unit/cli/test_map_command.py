@@ -147,6 +147,41 @@ def test_what_is_no_map(run, command, tmp_path):
     refused(run("map", command, tmp_path), tmp_path, "is not a file")
 
 
+# map restore
+
+
+def small_map(path, n):
+    """A map of n keyframes of made-up descriptors."""
+    with PlaceMap.open(path, "ab" * 32, 4, session=f"s{n}") as place_map:
+        for i in range(n):
+            descriptor = Descriptor(NOISE[i, :, 0][:64].copy(), np.ones(4, np.float32))
+            place_map.add(camera="c", stamp_ns=i, pose=None, descriptor=descriptor)
+    return path
+
+
+def test_a_command_that_replaces_a_map_keeps_a_good_copy_to_restore(run, tmp_path):
+    first, out = small_map(tmp_path / "a map", 6), small_map(tmp_path / "out", 3)
+    well(run("map", "split", first, out, "--session", "s6", "--overwrite"))
+    assert PlaceMap.read_info(f"{out}.good").keyframes == 3
+    refused(run("map", "restore", out), "is sound", "--force")
+    out.write_bytes(out.read_bytes()[:5000])
+    done = run("map", "verify", out)
+    refused(done, "truncated", f"`hashvpr map restore {out}`", "with 3 keyframes")
+    said = well(run("map", "restore", out))
+    assert f"{out}: 3 keyframes" in said and f"{out}.damaged-" in said
+    assert "sound, 3 keyframes" in well(run("map", "verify", out))
+    refused(run("map", "restore", first), "no good copy")
+
+
+def test_what_is_replaced_and_damaged_leaves_the_copy_and_is_said(run, tmp_path):
+    first, out = small_map(tmp_path / "a", 6), small_map(tmp_path / "out", 3)
+    well(run("map", "split", first, out, "--session", "s6", "--overwrite"))
+    out.write_bytes(b"")
+    done = run("map", "split", first, out, "--session", "s6", "--overwrite")
+    assert "6 of 6 keyframes" in well(done) and "no good copy is made: " in done.err
+    assert PlaceMap.read_info(f"{out}.good").keyframes == 3
+
+
 # map verify
 
 

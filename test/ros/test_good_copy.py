@@ -1,0 +1,152 @@
+"""The node keeps a good copy of its map, finds damage when it starts, and names the copy."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+from contextlib import closing
+
+import pytest
+from vpr_process import Camera, wait_until
+
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.map.restore import restore
+from hashvpr_ros.srv import LoadMap
+
+EVERYTHING = {
+    "keyframes__min_period_s": 0.0,
+    "keyframes__min_novelty_bits": 0,
+    "publish__diagnostics_period_s": 0.1,
+    "map__commit_period_s": 0.1,
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "maps").mkdir()
+    return tmp_path / "maps" / "m.vprmap"
+
+
+@pytest.fixture
+def good(path):
+    return path.with_name("m.vprmap.good")
+
+
+def record(node, first, last):
+    camera = Camera(node).connect()
+    for i in range(first, last):
+        camera.show(i, float(i))
+
+
+def held(path):
+    return PlaceMap.read_info(path).keyframes
+
+
+def damage(path):
+    """Change a value behind the map's back."""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE thumbnails SET jpeg = zeroblob(9) WHERE id = 2")
+        db.commit()
+
+
+def test_the_copy_follows_the_map_from_end_to_end(start, path, good):
+    node = start(map__path=str(path), **EVERYTHING).activate()
+    record(node, 1, 5)
+    assert not good.exists()
+    assert node.stop() == 0
+    assert held(good) == held(path) == 4
+    made = good.stat().st_mtime_ns
+    # As it was closed: no other copy.
+    node = start(map__path=str(path), **EVERYTHING).activate()
+    assert good.stat().st_mtime_ns == made
+    record(node, 5, 7)
+    assert node.change("deactivate") and node.change("cleanup")
+    assert held(good) == 6
+    # After a crash the copy is made when the map is loaded.
+    assert node.change("configure") and node.change("activate")
+    record(node, 7, 9)
+    wait_until(lambda: held(path) == 8, "it is written")
+    node.stop(signal.SIGKILL)
+    assert held(good) == 6
+    node = start(map__path=str(path), **EVERYTHING)
+    assert node.change("configure")
+    assert held(good) == 8
+    assert node.stop() == 0
+    assert sorted(os.listdir(path.parent)) == ["m.vprmap", "m.vprmap.good"]
+
+
+def test_damage_is_said_at_the_start_and_the_robot_goes_on(start, path, good, diagnostics):
+    node = start(map__path=str(path), **EVERYTHING).activate()
+    record(node, 1, 5)
+    assert node.stop() == 0
+    before = good.read_bytes()
+    damage(path)
+    node = start(map__path=str(path), **EVERYTHING)
+    assert node.change("configure"), node.text()
+    said = diagnostics(node, lambda d: "hashvpr map restore" in d["node"]["message"], "it is said")
+    assert (
+        "keyframe 2" in said["node"]["message"] and "with 4 keyframes" in said["node"]["message"]
+    )
+    assert node.change("activate")
+    record(node, 5, 7)
+    assert node.stop() == 0
+    assert good.read_bytes() == before and held(path) == 6
+    assert restore(path).keyframes == 4
+    node = start(map__path=str(path), **EVERYTHING)
+    assert node.change("configure") and node.logged("damaged") == 0
+    assert node.stop() == 0
+
+
+def test_a_map_that_cannot_be_read_is_refused_with_the_copy(start, path, good):
+    node = start(map__path=str(path), **EVERYTHING).activate()
+    record(node, 1, 3)
+    assert node.stop() == 0
+    path.write_bytes(path.read_bytes()[:5000])
+    node = start(map__path=str(path), **EVERYTHING)
+    assert not node.change("configure")
+    assert node.logged(f"`hashvpr map restore {path}` brings back the last good copy, of 20") == 1
+    assert restore(path).keyframes == 2
+    assert node.change("configure"), node.text()
+
+
+def test_loading_another_map_keeps_copies_of_both(start, path, good):
+    other = path.with_name("other.vprmap")
+    for target in (other, path):
+        node = start(map__path=str(target), map__keep_good_copy=False, **EVERYTHING).activate()
+        record(node, 1, 3)
+        assert node.stop() == 0
+        assert not target.with_name(target.name + ".good").exists()
+    node = start(map__path=str(path), **EVERYTHING).activate()
+    assert held(good) == 2
+    record(node, 3, 5)
+    assert node.call(LoadMap, "load_map", path=str(other)).result == LoadMap.Response.RESULT_OK
+    assert held(good) == 4 and held(f"{other}.good") == 2
+
+
+def test_a_full_disk_is_a_warning_and_the_former_copy_stays(start, tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount a tmpfs here (needs root)")
+    try:
+        path = folder / "m.vprmap"
+        node = start(map__path=str(path), **EVERYTHING).activate()
+        record(node, 1, 3)
+        assert node.stop() == 0
+        good = folder / "m.vprmap.good"
+        before = good.read_bytes()
+        node = start(map__path=str(path), **EVERYTHING).activate()
+        record(node, 3, 5)
+        wait_until(lambda: held(path) == 4, "it is written")
+        with (folder / "filler").open("wb", buffering=0) as f, pytest.raises(OSError):
+            while True:
+                f.write(bytes(4096))
+        assert node.stop() == 0
+        assert node.logged("the disk is full") == node.logged("; the former copy stays") == 1
+        assert node.logged("keyframes were lost") == 0
+        assert good.read_bytes() == before
+        (folder / "filler").unlink()
+        assert held(path) == 4
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
