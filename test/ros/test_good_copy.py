@@ -75,11 +75,15 @@ def test_the_copy_follows_the_map_from_end_to_end(start, path, good):
     assert sorted(os.listdir(path.parent)) == ["m.vprmap", "m.vprmap.good"]
 
 
-def test_damage_is_said_at_the_start_and_the_robot_goes_on(start, path, good, diagnostics):
+def test_damage_is_said_after_a_crash_and_the_robot_goes_on(start, path, good, diagnostics):
     node = start(map__path=str(path), **EVERYTHING).activate()
     record(node, 1, 5)
     assert node.stop() == 0
     before = good.read_bytes()
+    node = start(map__path=str(path), **EVERYTHING).activate()
+    record(node, 5, 7)
+    wait_until(lambda: held(path) == 6, "it is written")
+    node.stop(signal.SIGKILL)
     damage(path)
     node = start(map__path=str(path), **EVERYTHING)
     assert node.change("configure"), node.text()
@@ -88,9 +92,9 @@ def test_damage_is_said_at_the_start_and_the_robot_goes_on(start, path, good, di
         "keyframe 2" in said["node"]["message"] and "with 4 keyframes" in said["node"]["message"]
     )
     assert node.change("activate")
-    record(node, 5, 7)
+    record(node, 7, 9)
     assert node.stop() == 0
-    assert good.read_bytes() == before and held(path) == 6
+    assert good.read_bytes() == before and held(path) == 8
     assert restore(path).keyframes == 4
     node = start(map__path=str(path), **EVERYTHING)
     assert node.change("configure") and node.logged("damaged") == 0
