@@ -175,6 +175,20 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
 
 
+def is_read_only(path: Path) -> bool:
+    """Whether the file system of a file takes no writes; asked by making a file beside it.
+
+    The flags of a mount do not say it where the kernel has given a broken disk up.
+    """
+    probe = temporary_beside(path)
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as e:
+        return e.errno == errno.EROFS
+    discard(probe)
+    return False
+
+
 def temporaries_of(path: Path) -> Iterator[Path]:
     """What `temporary_beside` named and a killed process left."""
     return path.parent.glob(f".{glob.escape(path.name)}.*.new")

@@ -23,8 +23,9 @@ from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
 from hashvpr_ros.map.loading import fill_index
-from hashvpr_ros.map.maintenance import copy_database, find_problems
+from hashvpr_ros.map.maintenance import find_problems
 from hashvpr_ros.map.remedy import remedy
+from hashvpr_ros.map.rescue import copy_with
 from hashvpr_ros.map.rows import (
     NewPlace,
     Row,
@@ -507,6 +508,11 @@ class PlaceMap:
         """How many keyframes a crash now would lose."""
         return len(self._pending)
 
+    def waiting(self) -> list[int]:
+        """Ids of the keyframes that wait to be written, ascending."""
+        with self._lock:
+            return list(self._pending)
+
     @property
     def index_bytes(self) -> int:
         """Resident memory of the index."""
@@ -569,13 +575,16 @@ class PlaceMap:
     # Keeping
 
     @contextmanager
-    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+    def _snapshot(self, *, must_flush: bool = True) -> Iterator[sqlite3.Connection]:
         """A connection for long reads, beside which searching and adding go on."""
         with self._long_reads:  # closing waits for this
             with self._lock:
                 self._check_open()
-                if self._pending:
+                try:
                     self.flush()
+                except MapError:
+                    if must_flush:
+                        raise
                 db = self._open_reader()
                 if db is None:  # in memory there is but one connection
                     yield self._store.db
@@ -592,12 +601,14 @@ class PlaceMap:
     def copy_to(self, path: str | Path, *, overwrite: bool = False) -> int:
         """Write a complete copy atomically; returns how many keyframes it holds.
 
+        Where the map's own file cannot be written, the copy has what waits for it, too.
+
         Raises:
             MapError: the target exists and is not to be overwritten, is open, or cannot be
                 written.
         """
-        with self._snapshot() as db:
-            return copy_database(db, path, overwrite=overwrite)
+        with self._snapshot(must_flush=False) as db:
+            return copy_with(db, list(self._pending.values()), path, overwrite=overwrite)
 
     def verify(self) -> list[str]:
         """Check the whole file, see `find_problems`; an empty list means that it is sound."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks, verdicts
-from hashvpr_ros.map.files import size_of, wal_of
+from hashvpr_ros.map.files import is_read_only, size_of, wal_of
 from hashvpr_ros.map.remedy import remedy
 
 APPLICATION_ID = 0x48565052  # "HVPR"
@@ -208,12 +208,23 @@ def check_meta(have: dict[str, str], want: dict[str, str], path: Path) -> None:
             )
 
 
+def _on_read_only(path: str | Path) -> bool:
+    return str(path) != "" and is_read_only(Path(path))
+
+
 def explain(error: Exception, path: str | Path, doing: str) -> MapError:
     """Turn one of `SQLITE_ERRORS` into a sentence with a remedy."""
     text = " ".join(str(error).split())
     where = str(path) or "map in memory"
     if "disk is full" in text:
         helps = "the disk is full; free some space, what is not written yet is kept in memory"
+    elif ("I/O" in text or "readonly" in text or "unable to open" in text) and _on_read_only(path):
+        helps = f"its disk is read-only ({text}); " + (
+            "make it writable, or open the map read-only (mode localization)"
+            if doing.startswith("opening")
+            else "what is not written yet is kept in memory: save the map on another disk "
+            "(save_map) and load it from there (load_map)"
+        )
     elif "readonly" in text or "unable to open" in text:
         helps = f"{text}; check the permissions of the file and its folder"
     elif "locked" in text or "busy" in text:

@@ -119,6 +119,13 @@ class Store:
         store.path = path
         return store
 
+    @classmethod
+    def unfinished(cls, temporary: Path, path: Path) -> Store:
+        """Open a copy under its temporary name to add to it; the rest is as for `create`."""
+        store = cls(_connect(temporary.as_uri()), None, False)
+        store.path = path
+        return store
+
     def start_writing(self) -> None:
         """Make a store that is not read-only ready for writing.
 

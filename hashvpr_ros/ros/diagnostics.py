@@ -179,6 +179,8 @@ def node_status(
     level, text = OK, doing or state
     if time.monotonic() - stats.last_failure_s < _FAULT_SHOWN_S:
         level, text = ERROR, stats.last_failure
+    elif runtime is not None and runtime.write_problem:
+        level, text = ERROR, runtime.write_problem
     values: dict[str, Any] = {
         "state": state,
         "failures": stats.failures,

@@ -54,6 +54,7 @@ class Runtime:
         self.config = config
         self.mode = Mode(config.mode)
         self.map_changes = 0  # counts replaced and cleared maps: ids of before mean nothing after
+        self.write_problem = ""  # why keyframes wait in memory, while they do
         self._on_error = on_error
         self._on_progress = on_progress
         self._change = threading.Lock()  # one service changes the map or the mode at a time
@@ -138,7 +139,13 @@ class Runtime:
         try:
             self._map.flush_if_due()
         except HashVprError as e:
-            self._on_error(e)
+            if self.write_problem != str(e):  # said once, however long it lasts
+                self.write_problem = str(e)
+                self._on_error(e)
+            return
+        if self.write_problem and not self._map.uncommitted():
+            self.write_problem = ""
+            _log.info("the map is written again; nothing was lost")
 
     def set_config(self, config: Config) -> None:
         """Let LIVE settings take effect from the next image on."""
@@ -198,11 +205,16 @@ class Runtime:
     def _swap(self, new: PlaceMap) -> None:
         old = self.map
         if not old.read_only:
-            old.flush()  # fails where the old map's places would be lost
+            try:
+                old.flush()
+            except MapError:
+                if not _has_what_waits(new, old):
+                    raise  # its places would be lost
         self.map_changes += 1
         self.recognizer.set_map(new)
         self._map = new
-        old.close()
+        with suppress(MapError):
+            old.close()
 
     def clear_map(self) -> int:
         """Delete all keyframes; does not wait for the image in the engine."""
@@ -281,6 +293,11 @@ class Runtime:
         if not future.cancelled() and future.exception() is not None:
             raise future.exception()  # type: ignore[misc]
         return problem
+
+
+def _has_what_waits(new: PlaceMap, old: PlaceMap) -> bool:
+    """Whether a map is a copy that has all that another one could not write."""
+    return new.map_id == old.map_id and set(old.waiting()) <= set(new.ids().tolist())
 
 
 def _return_memory() -> None:
