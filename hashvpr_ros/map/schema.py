@@ -219,8 +219,11 @@ def explain(error: Exception, path: str | Path, doing: str) -> MapError:
     if "disk is full" in text:
         helps = "the disk is full; free some space, what is not written yet is kept in memory"
     elif ("I/O" in text or "readonly" in text or "unable to open" in text) and _on_read_only(path):
+        log = wal_of(Path(path))
         helps = f"its disk is read-only ({text}); " + (
-            "make it writable, or open the map read-only (mode localization)"
+            f"its log {log.name} can be read where it can be written: copy both to such a disk"
+            if doing == "opening" and size_of(log)
+            else "make it writable, or open the map read-only (mode localization)"
             if doing.startswith("opening")
             else "what is not written yet is kept in memory: save the map on another disk "
             "(save_map) and load it from there (load_map)"

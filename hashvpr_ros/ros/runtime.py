@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hashvpr_ros.config import Config, camera_headings, camera_names
 from hashvpr_ros.engine.factory import open_engine
 from hashvpr_ros.errors import EngineError, HashVprError, MapError
@@ -21,7 +23,7 @@ from hashvpr_ros.map.remedy import remedy
 from hashvpr_ros.mapping.instants import Instants
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.ros.worker import Worker
-from hashvpr_ros.types import Mode
+from hashvpr_ros.types import CODE_BYTES, Mode
 
 _log = logging.getLogger(__name__)
 # A batch is due when it is this old, in commit periods, and is looked at every so often in the
@@ -172,7 +174,9 @@ class Runtime:
             self.map.start_session()
 
     def load_map(self, path: str) -> PlaceMap:
-        """Put another map in the place of the present one, which stays where that fails.
+        """Put another map in the place of the present one, which answers meanwhile.
+
+        It stays where anything of that fails.
 
         Raises:
             MapError: the new map cannot be opened, or is damaged.
@@ -190,11 +194,17 @@ class Runtime:
                     raise MapError(f"{path}: damaged, {problems[0]}; {remedy(path)}")
                 self._keep_good_copy(new)
                 self._keep_good_copy(self.map)
+                self._warm(new)
                 self.worker.call(lambda: self._swap(new)).result()
             except BaseException:
                 new.close()
                 raise
             return new
+
+    def _warm(self, place_map: PlaceMap) -> None:
+        """Have read what the first image would read for the first time."""
+        ids, _ = place_map.search(np.zeros(CODE_BYTES, np.uint8), self.config.matching.top_k)
+        place_map.features(ids)
 
     def _is_present(self, path: str) -> bool:
         try:

@@ -122,8 +122,11 @@ class Services:
             response.result = kinds.get(type(e), LoadMap.Response.RESULT_INVALID_MAP)
             response.message = str(e)
             return
-        response.map_id = loaded.map_id
-        response.keyframes = len(loaded)
+        info = loaded.info()
+        response.map_id = info.map_id
+        response.keyframes = info.keyframes
+        response.sessions = len(info.sessions)
+        response.cameras = list(info.cameras)
 
     def _clear(self, runtime: Runtime, request: Any, response: Any) -> None:
         if not request.confirm:

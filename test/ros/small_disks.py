@@ -48,7 +48,6 @@ def breaking_disk(folder):
 
     It is read-only then, also for files that are open, as a disk with errors is.
     """
-    folder.mkdir()
     image = folder.with_suffix(".img")
     with image.open("wb") as f:
         f.truncate(16 << 20)
@@ -56,13 +55,21 @@ def breaking_disk(folder):
         subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as e:
         pytest.skip(f"cannot make an ext4 here: {e}")
-    _mount("-o", "loop", image, folder)
 
     def break_it():
         os.sync()  # what the kernel has not written yet is lost, as with a power cut
         subprocess.run(["mount", "-o", "remount,abort", str(folder)], check=True)
 
-    try:
+    with loop_mounted(image, folder):
         yield folder, break_it
+
+
+@contextmanager
+def loop_mounted(image, folder):
+    """A file system that is in a file, at a new folder."""
+    folder.mkdir(exist_ok=True)
+    _mount("-o", "loop", image, folder)
+    try:
+        yield folder
     finally:
         _unmount(folder)

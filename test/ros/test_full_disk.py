@@ -1,9 +1,7 @@
 """The disk of the map runs full, or the map's file is lost, while the node works."""
 
-import os
-import subprocess
-
 import pytest
+from small_disks import tmpfs
 from vpr_process import Camera, wait_until
 
 from hashvpr_ros.map.place_map import PlaceMap
@@ -21,13 +19,8 @@ ERROR = 2
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MB, for root alone."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a tmpfs here (needs root)")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with tmpfs(tmp_path / "disk") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_survived_and_nothing_is_lost(start, small_disk, diagnostics):

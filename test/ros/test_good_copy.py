@@ -3,10 +3,10 @@
 import os
 import signal
 import sqlite3
-import subprocess
 from contextlib import closing
 
 import pytest
+from small_disks import tmpfs
 from vpr_process import Camera, wait_until
 
 from hashvpr_ros.map.place_map import PlaceMap
@@ -128,12 +128,7 @@ def test_loading_another_map_keeps_copies_of_both(start, path, good):
 
 
 def test_a_full_disk_is_a_warning_and_the_former_copy_stays(start, tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("cannot mount a tmpfs here (needs root)")
-    try:
+    with tmpfs(tmp_path / "disk") as folder:
         path = folder / "m.vprmap"
         node = start(map__path=str(path), **EVERYTHING).activate()
         record(node, 1, 3)
@@ -152,5 +147,3 @@ def test_a_full_disk_is_a_warning_and_the_former_copy_stays(start, tmp_path):
         assert good.read_bytes() == before
         (folder / "filler").unlink()
         assert held(path) == 4
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
