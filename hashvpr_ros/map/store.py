@@ -19,6 +19,7 @@ from hashvpr_ros.map import checks, files, verdicts
 from hashvpr_ros.map.files import LockedFile
 from hashvpr_ros.map.log_check import log_problems
 from hashvpr_ros.map.migration import check_before, migrate
+from hashvpr_ros.map.remedy import remedy
 from hashvpr_ros.map.rows import Row, pose_columns, row_crc
 from hashvpr_ros.map.schema import (
     SCHEMA,
@@ -276,7 +277,7 @@ class Store:
                 if row_crc(camera, stamp_ns, pose, code, feature, jpeg) != crc:
                     raise MapError(
                         f"{self.path}: keyframe {id_} does not match its checksum, so its pose is "
-                        "left; restore the map from a copy"
+                        f"left; {remedy(self.path or '')}"
                     )
                 new = pose_columns(poses[id_])
                 new_crc = row_crc(camera, stamp_ns, new, code, feature, jpeg)

@@ -158,6 +158,8 @@ def test_a_disk_that_breaks_while_the_node_records(start, tmp_path, diagnostics)
     with PlaceMap.open(other, read_only=True) as place_map:
         assert len(place_map) == shown + 1 and place_map.verify() == []
     # What was written before is on the disk that broke.
-    with loop_mounted(tmp_path / "disk.img", tmp_path / "again") as folder:
-        with PlaceMap.open(folder / "m.vprmap", read_only=True) as place_map:
-            assert len(place_map) == 5 and place_map.verify() == []
+    with (
+        loop_mounted(tmp_path / "disk.img", tmp_path / "again") as folder,
+        PlaceMap.open(folder / "m.vprmap", read_only=True) as place_map,
+    ):
+        assert len(place_map) == 5 and place_map.verify() == []
