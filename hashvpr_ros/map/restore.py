@@ -1,4 +1,4 @@
-"""Good copies of maps that are not open here: keeping one, and going back to it."""
+"""Maps that are not open here: whether one is sound, keeping a good copy, and going back to it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ from hashvpr_ros.map.maintenance import copy_database, find_problems
 from hashvpr_ros.map.remedy import good_copy_of
 from hashvpr_ros.map.schema import SQLITE_ERRORS, MapNotFoundError, explain
 from hashvpr_ros.map.store import Store
+
+
+def damage_of(path: str | Path, model: dict[str, str]) -> list[str]:
+    """What `find_problems` says of a map, which is not changed by it.
+
+    Args:
+        model: fingerprint, feature_dim and model_name of the engine.
+
+    Raises:
+        MapNotFoundError, WrongModelError, MapError: it cannot be read at all.
+    """
+    with closing(Store.open(path, model, read_only=True, create=False)) as store:
+        return find_problems(store.db, int(store.meta()["feature_dim"]))
 
 
 def keep_good_copy(path: str | Path) -> bool:

@@ -20,6 +20,7 @@ from hashvpr_ros.errors import EngineError, HashVprError, MapError
 from hashvpr_ros.map.good_copy import DamagedMapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.remedy import remedy
+from hashvpr_ros.map.restore import damage_of
 from hashvpr_ros.mapping.instants import Instants
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.ros.worker import Worker
@@ -101,6 +102,14 @@ class Runtime:
             index=self.config.map.index,
             max_index_mb=self.config.map.max_index_mb,
         )
+
+    def _model(self) -> dict[str, str]:
+        """What a map records of its model, for the engine in use."""
+        return {
+            "fingerprint": self.info.fingerprint,
+            "feature_dim": str(self.info.feature_dim),
+            "model_name": self.info.name,
+        }
 
     def _keep_good_copy(self, place_map: PlaceMap) -> None:
         """Keep a copy where the map is sound; a robot goes on without one, and with damage."""
@@ -187,11 +196,11 @@ class Runtime:
             if self._is_present(path):
                 self.commit()
                 return self.map
+            # Before it is opened for writing, which changes the file.
+            if problems := damage_of(path, self._model()):
+                raise MapError(f"{path}: damaged, {problems[0]}; {remedy(path)}")
             new = self.open_map(path, create=False)
             try:
-                problems = new.verify()
-                if problems:
-                    raise MapError(f"{path}: damaged, {problems[0]}; {remedy(path)}")
                 self._keep_good_copy(new)
                 self._keep_good_copy(self.map)
                 self._warm(new)

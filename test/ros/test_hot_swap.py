@@ -30,23 +30,16 @@ def maps(start_module, tmp_path_factory):
     assert node.stop() == 0
     info = PlaceMap.read_info(small)
     rng = np.random.default_rng(3)
+    features = rng.standard_normal((BIG, info.feature_dim)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    codes = rng.integers(0, 256, (BIG, 64), np.uint8)
     with PlaceMap.open(big, info.fingerprint, info.feature_dim, session="big") as place_map:
-        for _ in range(BIG // 500):
-            place_map.add_many(
-                [
-                    NewPlace(
-                        "front",
-                        i,
-                        None,
-                        Descriptor(
-                            rng.integers(0, 256, 64, np.uint8),
-                            rng.standard_normal(info.feature_dim).astype(np.float32),
-                        ),
-                    )
-                    for i in range(500)
-                ]
-            )
-            place_map.flush()
+        place_map.add_many(
+            [
+                NewPlace("front", i, None, Descriptor(code, feature))
+                for i, (code, feature) in enumerate(zip(codes, features, strict=True))
+            ]
+        )
     merge_maps([big, small], both)
     return small, both
 
@@ -112,7 +105,7 @@ def test_the_old_map_answers_until_the_new_one_does(start, maps, tmp_path, mode)
         map__path=str(tmp_path / "old.vprmap"),
         mode=mode,
         matching__temporal="none",
-        matching__exclude_recent_s=1e6,
+        matching__exclude_recent_s=86400.0,
         **EVERYTHING,
     ).activate()
     old_id = node.call(InspectMap, "inspect_map").status.map_id
