@@ -20,7 +20,7 @@ import rclpy
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry, Path
 from odometry_watch import OdometryWatch, Seen
-from pose_graph import Closure, PoseGraph, write_tum
+from pose_graph import Closure, Noise, PoseGraph, write_tum
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
@@ -48,6 +48,11 @@ class PoseGraphNode(Node):
         # The first closures after a long way stand against all odometry: a verdict waits for more.
         settle_s = float(self.declare_parameter("settle_s", 5.0).value)
         self._settle_ns = round(settle_s * 1e9)
+        # After one metre, growing with the way's root: see `Noise`.
+        self._noise = Noise(
+            float(self.declare_parameter("heading_noise_rad", Noise.heading_rad).value),
+            float(self.declare_parameter("position_noise_m", Noise.position_m).value),
+        )
         self._begin()
         best_effort = QoSProfile(depth=_QUEUE, reliability=ReliabilityPolicy.BEST_EFFORT)
         self.create_subscription(Odometry, "odom", self._on_odometry, best_effort)
@@ -62,7 +67,7 @@ class PoseGraphNode(Node):
     def _begin(self) -> None:
         """Forget everything."""
         self._watch = OdometryWatch()
-        self._graph = PoseGraph()
+        self._graph = PoseGraph(self._noise)
         self._closures: list[LoopClosure] = []
         self._used: list[bool | None] = []  # of the first closures, as of the last optimisation
         self._said: dict[int, bool] = {}  # verdicts published, by the closure's number

@@ -67,6 +67,8 @@ class BackEnd:
         command = [sys.executable, str(ROOT / "examples" / "pose_graph_node.py"), "--ros-args"]
         command += ["-r", f"__ns:={self.namespace}", "-p", f"tum_file:='{self.tum}'"]
         command += ["-p", "period_s:=0.05", "-p", "settle_s:=3.0"]
+        # The drift below is far more than that of the defaults.
+        command += ["-p", "heading_noise_rad:=0.04", "-p", "position_noise_m:=0.2"]
         with self.log.open("w") as f:
             self.process = subprocess.Popen(
                 command,

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("gtsam", reason="needs GTSAM: pip install -r requirements/examples.txt")
 
-from pose_graph import Closure, PoseGraph, write_tum
+from pose_graph import Closure, Noise, PoseGraph, write_tum
 
 from hashvpr_ros.datasets.bag_writer import planar_pose
 from hashvpr_ros.datasets.trajectory import read_tum
@@ -15,7 +15,8 @@ from hashvpr_ros.simulation.odometry import Drift, drifting
 from hashvpr_ros.types import Pose
 
 PER_LAP, RADIUS_M = 100, 16.0
-DRIFT = Drift(scale=1.02, yaw_bias_rad_per_m=0.002)
+# Heading errs by 0.2 rad a lap, as a root of the way 0.02 rad after a metre.
+DRIFT, NOISE = Drift(scale=1.02, yaw_bias_rad_per_m=0.002), Noise(0.02, 0.2)
 
 
 def stamp(i):
@@ -47,7 +48,7 @@ def error_m(graph, truth):
 
 def test_closures_take_the_drift_out():
     truth = list(circle(3))
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     fill(graph, drifting(truth, DRIFT))
     before_m = error_m(graph, truth)
     assert before_m > 3.0
@@ -62,7 +63,7 @@ def test_wrong_closures_are_rejected_and_least_squares_believes_them(wrong):
     truth = list(circle(2))
     errors_m = {}
     for robust in (True, False):
-        graph = PoseGraph(robust=robust)
+        graph = PoseGraph(NOISE, robust=robust)
         fill(graph, drifting(truth, DRIFT))
         for i in range(PER_LAP, 2 * PER_LAP):
             graph.add_closure(lap_later(i))
@@ -79,7 +80,7 @@ def test_wrong_closures_are_rejected_and_least_squares_believes_them(wrong):
 
 def test_a_closure_waits_for_its_odometry():
     truth = list(circle(2))
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     fill(graph, truth[:PER_LAP])
     graph.add_closure(lap_later(PER_LAP + 5))
     graph.add_closure(Closure(stamp(50), stamp(-3)))  # before odometry began
@@ -93,7 +94,7 @@ def test_a_closure_waits_for_its_odometry():
 
 
 def test_a_standing_robot_is_at_its_last_node():
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     fill(graph, [*circle(1), next(circle(1))])
     at = next(circle(1))
     graph.add_closure(Closure(stamp(PER_LAP) + 500_000_000, stamp(0)))
@@ -111,7 +112,7 @@ def there_and_back(count=40):
 
 @pytest.mark.parametrize("heading_rad, used", [(math.pi, True), (0.0, False)])
 def test_a_place_seen_in_reverse_counts_by_its_relative_heading(heading_rad, used):
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     fill(graph, there_and_back())
     for i in range(45, 75):
         graph.add_closure(Closure(stamp(i), stamp(79 - i), heading_rad))
@@ -120,7 +121,7 @@ def test_a_place_seen_in_reverse_counts_by_its_relative_heading(heading_rad, use
 
 
 def test_of_closures_of_the_same_nodes_the_likeliest_counts():
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     fill(graph, there_and_back())
     for i in range(45, 75):
         graph.add_closure(Closure(stamp(i), stamp(79 - i), math.pi, probability=0.995))
@@ -130,7 +131,7 @@ def test_of_closures_of_the_same_nodes_the_likeliest_counts():
 
 def test_odometry_that_begins_anew_is_put_where_closures_say():
     truth = list(circle(3))
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     fill(graph, drifting(truth[:150], DRIFT))
     # Somebody carried the robot on, and its odometry began elsewhere.
     x, y, yaw = truth[160]
@@ -150,10 +151,18 @@ def test_odometry_that_begins_anew_is_put_where_closures_say():
     assert error_m(graph, there) < before_m / 5
 
 
+@pytest.mark.parametrize("noise, used", [(Noise(), False), (Noise(0.3, 3.0), True)])
+def test_a_lone_wrong_closure_is_rejected_where_odometry_is_known_to_be_better(noise, used):
+    graph = PoseGraph(noise)
+    fill(graph, circle(2))
+    graph.add_closure(Closure(stamp(150), stamp(0)))
+    assert graph.optimise() == [used]
+
+
 def test_what_comes_after_optimising_goes_on_from_there():
     truth = list(circle(2))
     drifted = list(drifting(truth, DRIFT))
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     fill(graph, drifted[:-1])
     for i in range(PER_LAP, 2 * PER_LAP - 1):
         graph.add_closure(lap_later(i))
@@ -166,7 +175,7 @@ def test_what_comes_after_optimising_goes_on_from_there():
 
 
 def test_nodes_are_made_by_way_and_by_turn():
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     made = [
         graph.add_odometry(stamp(i), planar_pose(x, 0.0, yaw))
         for i, (x, yaw) in enumerate([(0, 0), (0.3, 0), (0.6, 0), (0.6, 0.3), (0.6, 0.4)])
@@ -179,7 +188,7 @@ def test_nodes_are_made_by_way_and_by_turn():
     [(5, planar_pose(1, 0, 0)), (4, planar_pose(1, 0, 0)), (6, Pose((float("nan"), 0.0, 0.0)))],
 )
 def test_odometry_that_is_not_later_or_invalid_is_refused(at, pose):
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     graph.add_odometry(stamp(5), planar_pose(0, 0, 0))
     with pytest.raises(ValueError, match="not later, or invalid"):
         graph.add_odometry(stamp(at), pose)
@@ -187,14 +196,14 @@ def test_odometry_that_is_not_later_or_invalid_is_refused(at, pose):
 
 
 def test_an_empty_graph_is_no_error():
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     graph.add_closure(Closure(1, 0))
     assert graph.optimise() == [None]
     assert graph.trajectory() == []
 
 
 def test_trajectories_are_written_as_the_format_of_tum(tmp_path):
-    graph = PoseGraph()
+    graph = PoseGraph(NOISE)
     fill(graph, circle(1))
     write_tum(tmp_path / "a" / "t.tum", graph.trajectory())
     read = read_tum(tmp_path / "a" / "t.tum")
