@@ -157,13 +157,13 @@ def compare(given: Drive, wrong: list[Closure], out: Path) -> list[Row]:
     """Odometry alone, then with closures and with wrong ones too, robust and not."""
     write_tum(out / "truth.tum", given.truth)
     right, both = given.closures, [*given.closures, *wrong]
-    more = f"{len(wrong)} wrong"
+    more = f"closures and {len(wrong)} wrong"
     return [
         solve("odometry", given, [], out, robust=True),
         solve("closures, robust", given, right, out, robust=True),
         solve("closures, least squares", given, right, out, robust=False),
-        solve(f"with {more}, robust", given, both, out, robust=True),
-        solve(f"with {more}, least squares", given, both, out, robust=False),
+        solve(f"{more}, robust", given, both, out, robust=True),
+        solve(f"{more}, least squares", given, both, out, robust=False),
     ]
 
 
