@@ -183,9 +183,11 @@ def plot(path: Path, truth: Trajectory, rows: list[Row]) -> None:
         ):
             points = np.array([pose.position_m[:2] for _, pose in trajectory])
             axes.plot(points[:, 0], points[:, 1], **style)
-        axes.set(title=f"{row.name}: {row.rmse_m:.2f} m", xlabel="x (m)", aspect="equal")
+        axes.set(xlabel="x (m)", aspect="equal")
+        axes.set_title(f"{row.name}\nAPE rmse {row.rmse_m:.2f} m", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].set_ylabel("y (m)")
+    all_axes[0].legend(loc="center", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90, bbox_inches="tight")
 
