@@ -213,13 +213,26 @@ def check_full(path, free):
     # Not tried again before another period has passed.
     assert m.flush_if_due() == 0
     m._commit_period_s = 0.0
-    for attempt in (m.flush_if_due, m.flush, m.verify, lambda: m.copy_to(path + ".copy")):
+    for attempt in (m.flush_if_due, m.flush, m.verify):
         try:
             attempt()
         except MapError:
             pass
         else:
             assert False, attempt
+    assert m.uncommitted() == 100
+
+    # A copy has what waits, too, where there is room for it.
+    try:
+        copied = m.copy_to(path + ".copy")
+    except MapError as e:
+        assert "disk is full" in str(e), e
+    else:
+        assert copied == stored + 100
+        with open_map(path + ".copy", read_only=True) as copy:
+            assert copy.verify() == [] and copy.ids().tolist() == m.ids().tolist()
+            assert copy.thumbnail(copied - copied % 2) == place(copied - copied % 2).thumbnail
+        os.unlink(path + ".copy")
     assert m.uncommitted() == 100
 
     # More waits in memory, up to a limit.

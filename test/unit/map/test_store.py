@@ -518,7 +518,7 @@ for options in ({}, {"create": False}):
         pytest.skip("no read-only file system can be mounted: " + out[5:])
     lines = out.splitlines()
     assert lines[0] == "20 [] 20"
-    assert len(lines) == 3 and all("permissions of the file" in line for line in lines[1:])
+    assert len(lines) == 3 and all("its disk is read-only" in line for line in lines[1:])
 
 
 def crash(path, begin, end, command="os.kill(os.getpid(), signal.SIGKILL)"):
