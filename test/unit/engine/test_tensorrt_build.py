@@ -1,5 +1,6 @@
 """Building by the double of TensorRT: what is asked of its API in each version, and its errors."""
 
+import re
 import sys
 import threading
 import time
@@ -248,7 +249,10 @@ def test_progress_is_told_while_it_builds(world, tiny_model, monkeypatch):
     world.build_s = 0.4
     told = []
     build(tiny_model(metadata={"hashvpr.name": "tiny"}), BuildOptions(), progress=told.append)
-    assert all(s.startswith("building TensorRT engine of tiny (fp16, Orin), 0 s") for s in told)
+    # Seconds pass where the machine is busy.
+    assert all(
+        re.match(r"building TensorRT engine of tiny \(fp16, Orin\), \d+ s", s) for s in told
+    )
     assert len(told) > 5
     phase = "Building 2/4" if world.major >= 10 else "trying kernels"
     assert any(phase in s for s in told), told
