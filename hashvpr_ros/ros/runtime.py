@@ -150,8 +150,8 @@ class Runtime:
         try:
             self._map.flush_if_due()
         except HashVprError as e:
-            if self.write_problem != str(e):  # said once, however long it lasts
-                self.write_problem = str(e)
+            first, self.write_problem = not self.write_problem, str(e)
+            if first:  # said once, however long it lasts
                 self._on_error(e)
             return
         if self.write_problem and not self._map.uncommitted():

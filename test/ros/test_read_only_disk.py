@@ -136,14 +136,12 @@ def test_a_disk_that_breaks_while_the_node_records(start, tmp_path, diagnostics)
         assert answer.result == answer.RESULT_WRITE_FAILED and "read-only" in answer.message
         # Said once, and shown as long as it lasts: longer than what happened once is shown.
         end = time.monotonic() + 11.0
-        diagnostics(
-            node,
-            lambda d: d["node"]["level"] == ERROR and time.monotonic() > end,
-            "it is still shown",
-        )
+        said = diagnostics(node, lambda d: time.monotonic() > end, "time passes")["node"]
+        assert said["level"] == ERROR and "its disk is read-only" in said["message"]
         late = node.call(InspectMap, "inspect_map").status
         assert late.uncommitted > 0
         assert node.logged("its disk is read-only") == 1, node.text()
+        assert said["failures"] == "1"
         other = tmp_path / "other.vprmap"
         # Another map would cost what waits: it is refused.
         PlaceMap.open(tmp_path / "third", late.model_fingerprint, 512).close()
