@@ -150,13 +150,17 @@ class Runtime:
         try:
             self._map.flush_if_due()
         except HashVprError as e:
-            first, self.write_problem = not self.write_problem, str(e)
-            if first:  # said once, however long it lasts
-                self._on_error(e)
+            self.not_written(e)
             return
         if self.write_problem and not self._map.uncommitted():
             self.write_problem = ""
             _log.info("the map is written again; nothing was lost")
+
+    def not_written(self, error: HashVprError) -> None:
+        """Say that keyframes wait in memory, once however long that lasts."""
+        first, self.write_problem = not self.write_problem, str(error)
+        if first:
+            self._on_error(error)
 
     def set_config(self, config: Config) -> None:
         """Let LIVE settings take effect from the next image on."""

@@ -368,7 +368,7 @@ class VprNode(LifecycleNode):
         )
         self._stats.processed(camera, hypotheses.times, decision.accepted)
         if decision.store_error:
-            self._on_failure(MapError(decision.store_error))
+            runtime.not_written(MapError(decision.store_error))
         if not self._taking:
             return  # deactivated meanwhile
         self._pub_hypotheses.publish(hypotheses)
