@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks, files, verdicts
+from hashvpr_ros.map.connection import connect, connect_reader
 from hashvpr_ros.map.files import LockedFile
 from hashvpr_ros.map.log_check import log_problems
 from hashvpr_ros.map.migration import check_before, migrate
@@ -61,7 +62,7 @@ class Store:
         if path == "":
             if not create:
                 raise MapNotFoundError("a map in memory is always new; give the path of a file")
-            db = _connect(":memory:")
+            db = connect(":memory:")
             _create_tables(db, meta)
             return cls(db, None, False)
         path = files.resolve(path)
@@ -84,7 +85,7 @@ class Store:
     @classmethod
     def _open_locked(cls, file: LockedFile, meta: dict[str, str], read_only: bool) -> Store:
         check_header(file.fd, file.path)
-        db = _connect_reader(file)
+        db = connect_reader(file)
         try:
             check_tables(db, file.path)
             check_meta(dict(db.execute("SELECT key, value FROM meta")), meta, file.path)
@@ -107,7 +108,7 @@ class Store:
         Raises:
             sqlite3.Error: the file cannot be written.
         """
-        db = _connect(temporary.as_uri())
+        db = connect(temporary.as_uri())
         try:
             # A VACUUM would hold the whole map in a journal in memory.
             db.execute("PRAGMA journal_mode = OFF")
@@ -123,7 +124,7 @@ class Store:
     @classmethod
     def unfinished(cls, temporary: Path, path: Path) -> Store:
         """Open a copy under its temporary name to add to it; the rest is as for `create`."""
-        store = cls(_connect(temporary.as_uri()), None, False)
+        store = cls(connect(temporary.as_uri()), None, False)
         store.path = path
         return store
 
@@ -141,7 +142,7 @@ class Store:
         check_before(self.db, self._file.path)
         self.db.close()
         try:
-            self.db = _connect(f"{self._file.path.as_uri()}?mode=rw")
+            self.db = connect(f"{self._file.path.as_uri()}?mode=rw")
             self.db.execute("PRAGMA journal_mode = WAL")
             # Fails now, and not at the first batch, where file or folder are read-only.
             self.db.execute("BEGIN IMMEDIATE")
@@ -157,7 +158,7 @@ class Store:
         """
         if self._file is None:
             return None
-        return _connect_reader(self._file, may_be_written=not self.read_only)
+        return connect_reader(self._file, may_be_written=not self.read_only)
 
     def file_problems(self) -> list[str]:
         """Damage in the file and its log that is not seen through a connection."""
@@ -402,32 +403,6 @@ class Store:
                 self._file.close()
 
 
-def _connect(target: str) -> sqlite3.Connection:
-    """A connection to a URI or to ":memory:", in autocommit mode."""
-    db = sqlite3.connect(
-        target, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0
-    )
-    try:
-        db.execute("PRAGMA trusted_schema = OFF")
-        db.execute("PRAGMA cell_size_check = ON")
-        db.execute("PRAGMA synchronous = NORMAL")
-        # 16 MiB hold the inner nodes of the trees of some millions of places.
-        db.execute("PRAGMA cache_size = -16384")
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _connect_reader(file: LockedFile, may_be_written: bool = False) -> sqlite3.Connection:
-    uri = file.path.as_uri()
-    if file.locked and not may_be_written and not files.size_of(files.wal_of(file.path)):
-        # Our lock keeps writers away and nothing waits in a log: SQLite may treat the file as
-        # unchangeable, which leaves no file beside it and works in a read-only folder.
-        return _connect(f"{uri}?immutable=1")
-    return _connect(f"{uri}?mode=ro")
-
-
 def _create_tables(db: sqlite3.Connection, meta: dict[str, str]) -> None:
     db.executescript(f"BEGIN; {SCHEMA} COMMIT;")
     rows = {"map_id": str(uuid.uuid4()), **meta}
@@ -441,7 +416,7 @@ def _create_file(path: Path, meta: dict[str, str]) -> None:
     temporary = files.temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(_connect(temporary.as_uri())) as db:
+        with closing(connect(temporary.as_uri())) as db:
             _create_tables(db, meta)
         files.put(temporary, path, overwrite=False)
     except SQLITE_ERRORS as e:

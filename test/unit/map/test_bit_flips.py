@@ -1,6 +1,7 @@
 """A flipped bit anywhere in a map file is found by `verify`, or the map says what it said."""
 
 import dataclasses
+import os
 import random
 import sqlite3
 import struct
@@ -98,11 +99,15 @@ def flipper(path, tmp_path):
 
 
 def test_bits_at_random(flipper):
+    """More of them: `VPR_BIT_FLIPS=30000 pytest -s -k random` prints what became of them."""
     rng = random.Random(1)
-    for _ in range(500):
-        flipper.flip(rng.randrange(len(flipper.sound)), rng.randrange(8))
-    # Most of so small a file is free space.
-    assert flipper.found > 50 and flipper.same > 50
+    sound = flipper.sound
+    # Most of so small a file is free space, which is looked at below.
+    held = [at for at in range(len(sound)) if any(sound[max(0, at - 8) : at + 9])]
+    for _ in range(int(os.environ.get("VPR_BIT_FLIPS", "500"))):
+        flipper.flip(rng.choice(held), rng.randrange(8))
+    print(f"{flipper.found} found, {flipper.same} of no effect")
+    assert flipper.found > 10 * flipper.same > 0
 
 
 def test_every_bit_of_the_header(flipper):

@@ -1,0 +1,35 @@
+"""Connections to the SQLite file of a map."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from hashvpr_ros.map import files
+from hashvpr_ros.map.files import LockedFile
+
+
+def connect(target: str) -> sqlite3.Connection:
+    """A connection to a URI or to ":memory:", in autocommit mode."""
+    db = sqlite3.connect(
+        target, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0
+    )
+    try:
+        db.execute("PRAGMA trusted_schema = OFF")
+        db.execute("PRAGMA cell_size_check = ON")
+        db.execute("PRAGMA synchronous = NORMAL")
+        # 16 MiB hold the inner nodes of the trees of some millions of places.
+        db.execute("PRAGMA cache_size = -16384")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def connect_reader(file: LockedFile, may_be_written: bool = False) -> sqlite3.Connection:
+    """A connection that reads, and leaves no file beside the map where nobody may write it."""
+    uri = file.path.as_uri()
+    if file.locked and not may_be_written and not files.size_of(files.wal_of(file.path)):
+        # Our lock keeps writers away and nothing waits in a log: SQLite may treat the file as
+        # unchangeable, which leaves no file beside it and works in a read-only folder.
+        return connect(f"{uri}?immutable=1")
+    return connect(f"{uri}?mode=ro")
