@@ -7,7 +7,7 @@ start at 1 and fit a positive int32; 0 means "none" wherever an id may be absent
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 
 import numpy as np
@@ -172,6 +172,10 @@ class StageTimes:
     geometry_ms: float = 0.0  # the geometric check, where it is asked for
     store_ms: float = 0.0  # keyframe selection and writing, the periodic commit included
 
+    def by_stage(self) -> dict[str, float]:
+        """Milliseconds by the name that a stage has in messages and reports."""
+        return {f.name.removesuffix("_ms"): getattr(self, f.name) for f in fields(self)}
+
     @property
     def matching_ms(self) -> float:
         """From the descriptor to the decision."""
@@ -181,6 +185,10 @@ class StageTimes:
     def outside_engine_ms(self) -> float:
         """The sum of all stages but the engine."""
         return self.preprocess_ms + self.matching_ms + self.store_ms
+
+
+# What a StageTimes message holds: the node knows of two stages around the recognizer's, too.
+ALL_STAGES = ("decode", *StageTimes().by_stage(), "total")
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,7 @@ from numpy.typing import NDArray
 from hashvpr_ros.datasets.bag import read_own, stamp_ns
 from hashvpr_ros.evaluation.ground_truth import Truth
 from hashvpr_ros.evaluation.metrics import average_precision, median_p95, precision_recall
-from hashvpr_ros.types import Decision
-
-_STAGES = (
-    "decode",
-    "preprocess",
-    "engine",
-    "search",
-    "rerank",
-    "temporal",
-    "geometry",
-    "store",
-    "total",
-)
+from hashvpr_ros.types import ALL_STAGES, Decision
 
 
 @dataclass(frozen=True)
@@ -112,7 +100,7 @@ def read_answers(bag: Path) -> list[Answer]:
                 float(best.similarity) if best else 0.0,
                 int(best.place_id) if best else 0,
                 stamp_ns(best.stamp) if best else 0,
-                {s: float(getattr(m.times, s)) for s in _STAGES},
+                {s: float(getattr(m.times, s)) for s in ALL_STAGES},
             )
         )
     return sorted(answers, key=lambda a: a.stamp_ns)
@@ -121,7 +109,6 @@ def read_answers(bag: Path) -> list[Answer]:
 def answer_of(decision: Decision) -> Answer:
     """What a replayed decision says, not yet judged."""
     best = decision.hypotheses[0] if decision.hypotheses else None
-    times = decision.times
     return Answer(
         decision.stamp_ns,
         decision.accepted,
@@ -130,15 +117,7 @@ def answer_of(decision: Decision) -> Answer:
         best.similarity if best else 0.0,
         best.keyframe.id if best else 0,
         best.keyframe.stamp_ns if best else 0,
-        {
-            "preprocess": times.preprocess_ms,
-            "engine": times.engine_ms,
-            "search": times.search_ms,
-            "rerank": times.rerank_ms,
-            "temporal": times.temporal_ms,
-            "geometry": times.geometry_ms,
-            "store": times.store_ms,
-        },
+        decision.times.by_stage(),
     )
 
 

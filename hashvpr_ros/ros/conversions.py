@@ -152,7 +152,6 @@ def to_hypotheses(
     decision: Decision, header: Header, decode_ms: float = 0.0, total_ms: float = 0.0
 ) -> PlaceHypotheses:
     """What is published for every image; the header is the image's own."""
-    t = decision.times
     return PlaceHypotheses(
         header=header,
         camera=decision.camera,
@@ -165,14 +164,8 @@ def to_hypotheses(
         reason=decision.reason.value,
         times=StageTimes(
             decode=float(decode_ms),
-            preprocess=float(t.preprocess_ms),
-            engine=float(t.engine_ms),
-            search=float(t.search_ms),
-            rerank=float(t.rerank_ms),
-            temporal=float(t.temporal_ms),
-            geometry=float(t.geometry_ms),
-            store=float(t.store_ms),
             total=float(total_ms),
+            **{stage: float(ms) for stage, ms in decision.times.by_stage().items()},
         ),
     )
 

@@ -13,23 +13,12 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from hashvpr_ros.msg import StageTimes
-from hashvpr_ros.types import Verdict
+from hashvpr_ros.types import ALL_STAGES, Verdict
 
 _VERDICTS = (*(v.value for v in Verdict), "passed_over")
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 # A fault is reported for this long after it last happened, so that no aggregator misses it.
 _FAULT_SHOWN_S = 10.0
-_STAGES = (
-    "decode",
-    "preprocess",
-    "engine",
-    "search",
-    "rerank",
-    "temporal",
-    "geometry",
-    "store",
-    "total",
-)
 
 
 @dataclass
@@ -103,7 +92,7 @@ class Stats:
         with self.lock:
             self.cameras[camera].processed += 1
             self.closures += accepted
-            self._times.append(tuple(getattr(times, s) for s in _STAGES))
+            self._times.append(tuple(getattr(times, s) for s in ALL_STAGES))
 
     def judged(self, verdict: Verdict | None) -> None:
         """Count what the back end said of a closure; None: a verdict that was passed over."""
@@ -126,7 +115,7 @@ class Stats:
         if not times:
             return {}
         median, p95 = np.percentile(np.array(times), [50, 95], axis=0)
-        return {s: (float(m), float(p)) for s, m, p in zip(_STAGES, median, p95, strict=True)}
+        return {s: (float(m), float(p)) for s, m, p in zip(ALL_STAGES, median, p95, strict=True)}
 
 
 def resident_bytes() -> int:
