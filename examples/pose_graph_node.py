@@ -27,8 +27,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from hashvpr_ros.msg import ClosureVerdict, LoopClosure
-from hashvpr_ros.ros.conversions import ns_to_stamp, stamp_to_ns, to_pose_stamped
-from hashvpr_ros.types import Pose
+from hashvpr_ros.ros.conversions import from_pose, ns_to_stamp, stamp_to_ns, to_pose_stamped
 
 # A long trajectory takes seconds to optimise: then it is done less often, and what comes
 # meanwhile waits in deep queues.
@@ -85,8 +84,7 @@ class PoseGraphNode(Node):
             self.get_logger().error(f"{self._tum_file}: cannot be written: {e.strerror}")
 
     def _on_odometry(self, message: Odometry) -> None:
-        p, q = message.pose.pose.position, message.pose.pose.orientation
-        pose = Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+        pose = from_pose(message.pose.pose)
         stamp_ns = stamp_to_ns(message.header.stamp)
         seen = self._watch.see(stamp_ns, pose)
         if seen is Seen.PASSED_OVER:

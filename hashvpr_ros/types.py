@@ -148,6 +148,18 @@ class Hypothesis:
     votes: int = 1  # cameras of the instant whose best hypothesis is of this place
     geometry: Geometry | None = None  # None: not checked, or there was nothing to check
 
+    def relation(self) -> dict[str, bool | int | float]:
+        """How the query lies to the keyframe, by the fields that messages have for it."""
+        geometry = Geometry(-1) if self.geometry is None else self.geometry
+        return {
+            "has_relative_heading": self.relative_heading_rad is not None,
+            "relative_heading": float(self.relative_heading_rad or 0.0),
+            "inliers": geometry.inliers,
+            "has_geometry": geometry.turn_rad is not None,
+            "turn": float(geometry.turn_rad or 0.0),
+            "bearing": float(geometry.bearing_rad or 0.0),
+        }
+
 
 @dataclass(frozen=True)
 class Ledger:

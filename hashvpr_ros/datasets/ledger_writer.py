@@ -92,9 +92,6 @@ class LedgerWriter:
         return self._make("std_msgs/msg/Header", stamp=self._time(stamp_ns), frame_id=frame_id)
 
     def _place(self, keyframe: Keyframe, hypothesis: Hypothesis) -> Any:
-        geometry = hypothesis.geometry
-        turn_rad = None if geometry is None else geometry.turn_rad
-        bearing_rad = None if geometry is None else geometry.bearing_rad
         return self._make(
             "hashvpr_ros/msg/PlaceHypothesis",
             place_id=keyframe.id,
@@ -108,13 +105,8 @@ class LedgerWriter:
             distinctness=hypothesis.distinctness,
             probability=hypothesis.probability,
             sequence_support=hypothesis.sequence_support,
-            has_relative_heading=hypothesis.relative_heading_rad is not None,
-            relative_heading=hypothesis.relative_heading_rad or 0.0,
             votes=min(hypothesis.votes, 255),
-            inliers=-1 if geometry is None else geometry.inliers,
-            has_geometry=turn_rad is not None,
-            turn=turn_rad or 0.0,
-            bearing=bearing_rad or 0.0,
+            **hypothesis.relation(),
         )
 
     def _candidate(self, entry: LedgerEntry) -> Any:

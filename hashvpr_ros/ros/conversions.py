@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Pose as PoseMessage
 from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
@@ -132,20 +133,10 @@ def to_place(keyframe: Keyframe, hypothesis: Hypothesis | None = None) -> PlaceH
         message.distinctness = float(hypothesis.distinctness)
         message.probability = float(hypothesis.probability)
         message.sequence_support = float(hypothesis.sequence_support)
-        message.has_relative_heading = hypothesis.relative_heading_rad is not None
-        message.relative_heading = float(hypothesis.relative_heading_rad or 0.0)
         message.votes = min(hypothesis.votes, 255)
-        _tell_geometry(message, hypothesis)
+        for field, value in hypothesis.relation().items():
+            setattr(message, field, value)
     return message
-
-
-def _tell_geometry(message: PlaceHypothesis | LoopClosure, hypothesis: Hypothesis) -> None:
-    geometry = hypothesis.geometry
-    message.inliers = -1 if geometry is None else geometry.inliers
-    if geometry is not None and geometry.turn_rad is not None:
-        message.has_geometry = True
-        message.turn = float(geometry.turn_rad)
-        message.bearing = float(geometry.bearing_rad or 0.0)
 
 
 def to_hypotheses(
@@ -174,7 +165,7 @@ def to_loop_closure(decision: Decision, header: Header, query_map_id: str = "") 
     """The accepted pair of a decision; with a map's id, of an image that another robot has."""
     best = decision.hypotheses[0]
     match = best.keyframe
-    message = LoopClosure(
+    return LoopClosure(
         header=header,
         map_id=decision.map_id,
         query_stamp=header.stamp,
@@ -190,14 +181,11 @@ def to_loop_closure(decision: Decision, header: Header, query_map_id: str = "") 
         query_pose=to_pose_stamped(decision.pose, decision.stamp_ns),
         has_match_pose=match.pose is not None,
         match_pose=to_pose_stamped(match.pose, match.stamp_ns),
-        has_relative_heading=best.relative_heading_rad is not None,
-        relative_heading=float(best.relative_heading_rad or 0.0),
         distance=int(best.distance_bits),
         similarity=float(best.similarity),
         probability=float(best.probability),
+        **best.relation(),
     )
-    _tell_geometry(message, best)
-    return message
 
 
 def to_ledger(decision: Decision, ledger: Ledger, header: Header) -> DecisionLedger:
@@ -285,10 +273,10 @@ def from_descriptor(message: PlaceDescriptor, fingerprint: str, feature_dim: int
     return Descriptor(np.array(message.code, np.uint8), feature / length)
 
 
-def from_pose_stamped(message: PoseStamped) -> Pose:
-    """A pose in its frame; it may be invalid."""
-    p, q = message.pose.position, message.pose.orientation
-    return Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), message.header.frame_id)
+def from_pose(message: PoseMessage, frame_id: str = "map") -> Pose:
+    """A geometry_msgs/Pose in its frame; it may be invalid."""
+    p, q = message.position, message.orientation
+    return Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), frame_id)
 
 
 def to_jpeg_message(jpeg: bytes | None) -> CompressedImage:

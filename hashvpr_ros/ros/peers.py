@@ -14,7 +14,7 @@ from rclpy.qos import QoSProfile
 
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.msg import PlaceDescriptor
-from hashvpr_ros.ros.conversions import from_descriptor, from_pose_stamped, stamp_to_ns
+from hashvpr_ros.ros.conversions import from_descriptor, from_pose, stamp_to_ns
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.types import Decision
 
@@ -93,7 +93,9 @@ class Peers:
                 message.camera,
                 descriptor,
                 stamp_to_ns(message.header.stamp),
-                from_pose_stamped(message.pose) if message.has_pose else None,
+                from_pose(message.pose.pose, message.pose.header.frame_id)
+                if message.has_pose
+                else None,
             )
             self._publish(decision, message)
 

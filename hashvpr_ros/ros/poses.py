@@ -15,7 +15,7 @@ from rclpy.time import Time
 from hashvpr_ros.config import PoseConfig
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.poses import PoseTrack, unit
-from hashvpr_ros.ros.conversions import stamp_to_ns
+from hashvpr_ros.ros.conversions import from_pose, stamp_to_ns
 from hashvpr_ros.types import Pose
 
 
@@ -48,8 +48,7 @@ class OdometryPoses:
         )
 
     def _on_message(self, message: Any) -> None:
-        p, q = message.pose.pose.position, message.pose.pose.orientation
-        pose = Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), message.header.frame_id)
+        pose = from_pose(message.pose.pose, message.header.frame_id)
         if not pose.is_valid():
             self._node.get_logger().warning(
                 "odometry with NaN, infinity or a zero quaternion: keyframes get no pose from it",

@@ -13,7 +13,13 @@ from rclpy.node import Node
 
 from hashvpr_ros.errors import HashVprError, ImageError, MapError
 from hashvpr_ros.map.schema import MapNotFoundError, WrongModelError
-from hashvpr_ros.ros.conversions import decode_request, to_hypotheses, to_jpeg_message, to_place
+from hashvpr_ros.ros.conversions import (
+    decode_request,
+    from_pose,
+    to_hypotheses,
+    to_jpeg_message,
+    to_place,
+)
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.srv import (
     ClearMap,
@@ -216,14 +222,7 @@ def _poses_of(request: Any) -> dict[int, Pose]:
             f"{len(ids)} keyframe_ids, {len(set(ids))} of them distinct, and {len(messages)} "
             "poses; give each keyframe once, with one pose"
         )
-    return {
-        int(i): Pose(
-            (m.position.x, m.position.y, m.position.z),
-            (m.orientation.x, m.orientation.y, m.orientation.z, m.orientation.w),
-            request.frame_id,
-        )
-        for i, m in zip(ids, messages, strict=True)
-    }
+    return {int(i): from_pose(m, request.frame_id) for i, m in zip(ids, messages, strict=True)}
 
 
 def _fallback(kind: Any) -> int:
