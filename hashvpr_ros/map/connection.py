@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
 from hashvpr_ros.map import files
 from hashvpr_ros.map.files import LockedFile
@@ -25,11 +26,15 @@ def connect(target: str) -> sqlite3.Connection:
     return db
 
 
+def connect_unchanging(path: Path) -> sqlite3.Connection:
+    """A connection to a file that nobody writes, which leaves no file beside it."""
+    return connect(f"{path.as_uri()}?immutable=1")
+
+
 def connect_reader(file: LockedFile, may_be_written: bool = False) -> sqlite3.Connection:
     """A connection that reads, and leaves no file beside the map where nobody may write it."""
-    uri = file.path.as_uri()
     if file.locked and not may_be_written and not files.size_of(files.wal_of(file.path)):
         # Our lock keeps writers away and nothing waits in a log: SQLite may treat the file as
         # unchangeable, which leaves no file beside it and works in a read-only folder.
-        return connect(f"{uri}?immutable=1")
-    return connect(f"{uri}?mode=ro")
+        return connect_unchanging(file.path)
+    return connect(f"{file.path.as_uri()}?mode=ro")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks, files
+from hashvpr_ros.map.connection import connect_unchanging
 from hashvpr_ros.map.maintenance import find_problems, placed, write_copy
 from hashvpr_ros.map.remedy import good_copy_of, remedy
 from hashvpr_ros.map.schema import SQLITE_ERRORS
@@ -43,7 +44,7 @@ def keep(db: sqlite3.Connection, path: Path, feature_dim: int) -> bool:
         files.discard(left)
     with placed(good, overwrite=True, doing="keeping a good copy") as temporary:
         write_copy(db, temporary)
-        with closing(sqlite3.connect(f"{temporary.as_uri()}?immutable=1", uri=True)) as copy:
+        with closing(connect_unchanging(temporary)) as copy:
             problems = find_problems(copy, feature_dim)
         if problems:
             raise DamagedMapError(f"{path}: damaged ({problems[0]}); {remedy(path)}")
@@ -65,7 +66,7 @@ def _content(good: Path) -> list[tuple] | None:
         return None
     with (
         suppress(*SQLITE_ERRORS),
-        closing(sqlite3.connect(f"{good.as_uri()}?immutable=1", uri=True)) as db,
+        closing(connect_unchanging(good)) as db,
     ):
         return checks.content_of(db)
     return None

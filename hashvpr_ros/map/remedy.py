@@ -9,6 +9,8 @@ from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 
+from hashvpr_ros.map.connection import connect_unchanging
+
 
 def good_copy_of(path: str | Path) -> Path:
     """Where the last good copy of a map is kept: beside it."""
@@ -28,7 +30,7 @@ def remedy(path: str | Path, otherwise: str = "restore it from a copy") -> str:
     held = "an unknown number of"
     with (
         suppress(sqlite3.Error, UnicodeDecodeError),
-        closing(sqlite3.connect(f"{good.as_uri()}?immutable=1", uri=True)) as db,
+        closing(connect_unchanging(good)) as db,
     ):
         held = str(db.execute("SELECT count(*) FROM keyframes").fetchone()[0])
     return (

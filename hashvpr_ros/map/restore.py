@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import files, good_copy
-from hashvpr_ros.map.maintenance import copy_database, find_problems
+from hashvpr_ros.map.maintenance import find_problems, placed, write_copy
 from hashvpr_ros.map.remedy import good_copy_of
 from hashvpr_ros.map.schema import SQLITE_ERRORS, MapNotFoundError, explain
 from hashvpr_ros.map.store import Store
@@ -76,19 +76,10 @@ def restore(path: str | Path, *, force: bool = False) -> Restored:
     there = files.status(path) is not None
     if there and not force and not _problem(path):
         raise MapError(f"{path}: is sound; leave it, or give --force to go back to the copy")
-    damaged = files.LockedFile(path, shared=False) if there else None
-    temporary = files.temporary_beside(path)
-    try:
+    with placed(path, overwrite=True, doing="restoring") as temporary:
         with closing(Store.open(good, {}, read_only=True, create=False)) as store:
-            keyframes = copy_database(store.db, temporary, overwrite=False)
-        set_aside = None if damaged is None else _set_aside(path)
-        files.put(temporary, path, overwrite=there)
-    except OSError as e:
-        raise MapError(f"{path}: cannot be restored: {e.strerror}; check its folder") from e
-    finally:
-        files.discard(temporary)
-        if damaged is not None:
-            damaged.close()
+            keyframes = write_copy(store.db, temporary)
+        set_aside = _set_aside(path) if there else None
     return Restored(keyframes, set_aside)
 
 

@@ -226,6 +226,16 @@ def test_restore_a_map_that_is_gone(path, good):
     assert content(path) == content(good)
 
 
+def test_a_copy_is_not_put_beside_the_log_of_a_map_that_is_gone(path):
+    """SQLite would take the log for the copy's own."""
+    keep_good_copy(path)
+    path.unlink()
+    Path(f"{path}-wal").write_bytes(b"committed once")
+    with pytest.raises(MapError, match="the log of a map that is gone"):
+        restore(path)
+    assert not path.exists() and Path(f"{path}-wal").read_bytes() == b"committed once"
+
+
 def test_restore_refuses(path, tmp_path):
     with refused(tmp_path, "no good copy of the map was kept", error=MapNotFoundError):
         restore(path)
