@@ -28,35 +28,36 @@ _CONFIDENCE = 0.999
 
 
 class GeometricCheck:
-    """Compares images with thumbnails.
+    """Compares images with thumbnails."""
 
-    Args:
-        field_of_view_rad: horizontal, of both cameras; lenses are taken for pinholes.
-    """
-
-    def __init__(self, field_of_view_rad: float) -> None:
-        self.field_of_view_rad = field_of_view_rad
+    def __init__(self) -> None:
         self._orb = cv2.ORB.create(_FEATURES)
         self._matcher = cv2.BFMatcher(cv2.NORM_HAMMING)
 
-    def compare(self, image: NDArray[np.uint8], thumbnail: bytes | None) -> Geometry | None:
+    def compare(
+        self,
+        image: NDArray[np.uint8] | None,
+        thumbnail: bytes | None,
+        field_of_view_rad: float,
+    ) -> Geometry | None:
         """How an image lies to a keyframe.
 
         Args:
-            image: RGB, uint8 [H, W, 3], of any size.
+            image: RGB, uint8 [H, W, 3], of any size; None: there is none.
             thumbnail: JPEG of the keyframe; None: it has none.
+            field_of_view_rad: horizontal, of both cameras; lenses are taken for pinholes.
 
         Returns:
-            None where nothing can be compared: no thumbnail, or one that is damaged.
+            None where nothing can be compared: one is missing, or the thumbnail is damaged.
         """
-        if thumbnail is None:
+        if image is None or thumbnail is None:
             return None
         try:
             stored = decode_compressed(thumbnail)
         except ImageError:
             return None
-        there, there_k, there_d = self._features(stored)
-        here, here_k, here_d = self._features(image)
+        there, there_k, there_d = self._features(stored, field_of_view_rad)
+        here, here_k, here_d = self._features(image, field_of_view_rad)
         matches = self._match(there_d, here_d)
         if len(matches) < _LEAST_MATCHES:
             return Geometry(0)
@@ -81,7 +82,7 @@ class GeometricCheck:
         )
 
     def _features(
-        self, image: NDArray[np.uint8]
+        self, image: NDArray[np.uint8], field_of_view_rad: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8] | None]:
         """Corners [n, 2], focal length and centre in pixels, descriptors uint8 [n, 32]."""
         height, width = image.shape[:2]
@@ -93,7 +94,7 @@ class GeometricCheck:
         descriptors = None
         if min(size) >= _LEAST_SIDE_PX:  # of less OpenCV cannot make its pyramid
             corners, descriptors = self._orb.detectAndCompute(grey, None)
-        focal_px = 0.5 * size[0] / math.tan(0.5 * self.field_of_view_rad)
+        focal_px = 0.5 * size[0] / math.tan(0.5 * field_of_view_rad)
         camera = np.array([focal_px, 0.5 * size[0], 0.5 * size[1]])
         points = np.array([c.pt for c in corners], np.float64).reshape(-1, 2)
         return points, camera, descriptors

@@ -56,7 +56,7 @@ class Matcher:
         self.headings_rad: Mapping[str, float] = {}  # of cameras in the robot, as far as known
         self._probability = probability
         self._same_places = SamePlaces()
-        self._geometry = GeometricCheck(config.matching.field_of_view_rad)
+        self._geometry = GeometricCheck()
         self._map_spacing_m: float | None = None  # 0 where it cannot be known
         self.reset()
 
@@ -146,12 +146,10 @@ class Matcher:
         if matched.reason is not Reason.ACCEPTED:
             return matched
         started = time.perf_counter()
-        best = matched.hypotheses[0]
-        self._geometry.field_of_view_rad = self.config.matching.field_of_view_rad
-        geometry = None
-        if image is not None:
-            geometry = self._geometry.compare(image, self.map.thumbnail(best.keyframe.id))
-        enough = geometry is not None and geometry.inliers >= self.config.matching.min_inliers
+        best, matching = matched.hypotheses[0], self.config.matching
+        thumbnail = self.map.thumbnail(best.keyframe.id)
+        geometry = self._geometry.compare(image, thumbnail, matching.field_of_view_rad)
+        enough = geometry is not None and geometry.inliers >= matching.min_inliers
         return replace(
             matched,
             reason=Reason.ACCEPTED if enough else Reason.TOO_FEW_INLIERS,

@@ -23,7 +23,8 @@ def course():
 
 @pytest.fixture(scope="module")
 def check():
-    return GeometricCheck(FIELD_OF_VIEW_RAD)
+    geometry = GeometricCheck()
+    return lambda image, thumbnail: geometry.compare(image, thumbnail, FIELD_OF_VIEW_RAD)
 
 
 def view(course, distance_m, lateral_m=0.0, turned_rad=0.0):
@@ -32,9 +33,7 @@ def view(course, distance_m, lateral_m=0.0, turned_rad=0.0):
 
 
 def compare(check, course, query, keyframe):
-    return check.compare(
-        view(course, *query), thumbnail_jpeg(view(course, *keyframe), THUMBNAIL_PX)
-    )
+    return check(view(course, *query), thumbnail_jpeg(view(course, *keyframe), THUMBNAIL_PX))
 
 
 @pytest.mark.parametrize("turned_rad", [0.15, -0.15])
@@ -63,16 +62,14 @@ def test_views_of_one_place_have_more_inliers_than_those_of_two(check, course):
 
 @pytest.mark.parametrize("thumbnail", [None, b"", b"\xff\xd8\xff\xd9", b"no jpeg"])
 def test_what_has_no_thumbnail_or_a_damaged_one_cannot_be_compared(check, course, thumbnail):
-    assert check.compare(view(course, 5.0), thumbnail) is None
+    assert check(view(course, 5.0), thumbnail) is None
 
 
 @pytest.mark.parametrize("size", [(240, 320), (1, 1), (3, 4000)])
 def test_images_without_corners_have_no_inliers(check, course, size):
     thumbnail = thumbnail_jpeg(view(course, 5.0), THUMBNAIL_PX)
-    assert check.compare(np.zeros((*size, 3), np.uint8), thumbnail) == Geometry(0)
-    assert check.compare(
-        view(course, 5.0), thumbnail_jpeg(np.zeros((*size, 3), np.uint8), 160)
-    ) in (
+    assert check(np.zeros((*size, 3), np.uint8), thumbnail) == Geometry(0)
+    assert check(view(course, 5.0), thumbnail_jpeg(np.zeros((*size, 3), np.uint8), 160)) in (
         Geometry(0),
         None,
     )
