@@ -214,6 +214,8 @@ def put(temporary: Path, path: Path, *, overwrite: bool) -> None:
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from e
             os.rename(temporary, path)
+        else:
+            discard(temporary)  # at once: a process killed before that leaves both names
     with suppress(OSError):  # not every file system can
         folder = os.open(path.parent, os.O_RDONLY)
         try:
