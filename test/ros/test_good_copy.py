@@ -57,7 +57,7 @@ def test_the_copy_follows_the_map_from_end_to_end(start, path, good):
     assert held(good) == held(path) == 4
     made = good.stat().st_mtime_ns
     # As it was closed: no other copy.
-    node = start(map__path=str(path), **EVERYTHING).activate()
+    node = start(udp_only=True, map__path=str(path), **EVERYTHING).activate()
     assert good.stat().st_mtime_ns == made
     record(node, 5, 7)
     assert node.change("deactivate") and node.change("cleanup")
@@ -80,7 +80,7 @@ def test_damage_is_said_after_a_crash_and_the_robot_goes_on(start, path, good, d
     record(node, 1, 5)
     assert node.stop() == 0
     before = good.read_bytes()
-    node = start(map__path=str(path), **EVERYTHING).activate()
+    node = start(udp_only=True, map__path=str(path), **EVERYTHING).activate()
     record(node, 5, 7)
     wait_until(lambda: held(path) == 6, "it is written")
     node.stop(signal.SIGKILL)

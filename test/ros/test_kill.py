@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from sensor_msgs.msg import Image
 from vpr_process import (
+    UDP_ONLY,
     Client,
     image_message,
     new_namespace,
@@ -172,10 +173,9 @@ CASES = {case.__name__: case for case in (a_map_survives, killed_at_its_start_th
 
 @pytest.mark.parametrize("case", CASES)
 def test_kill_9(case, tmp_path):
-    profile = Path(__file__).with_name("udp_only.xml")
     done = subprocess.run(
         [sys.executable, __file__, case, tmp_path],
-        env={**os.environ, "VPR_TEST_DDS_PROFILE": str(profile), "PYTHONPATH": python_path()},
+        env={**os.environ, "VPR_TEST_DDS_PROFILE": str(UDP_ONLY), "PYTHONPATH": python_path()},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -75,7 +75,7 @@ def test_localization_works_and_leaves_no_byte_changed(start, recorded, tmp_path
 
 
 def test_localization_on_what_a_killed_writer_left(start, recorded, tmp_path):
-    node = start(map__path=str(recorded / "m.vprmap"), **EVERYTHING).activate()
+    node = start(udp_only=True, map__path=str(recorded / "m.vprmap"), **EVERYTHING).activate()
     camera = Camera(node).connect()
     camera.show(6, 6.0)
     wait_until(lambda: PlaceMap.read_info(recorded / "m.vprmap").keyframes == 6, "it is written")

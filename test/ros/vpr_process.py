@@ -41,6 +41,7 @@ from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 
+UDP_ONLY = Path(__file__).with_name("udp_only.xml")
 # Slow machines take long to start a process; whoever waits returns as soon as the event is there.
 PATIENCE_S = 40.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,10 +132,18 @@ def new_namespace() -> str:
 
 
 class VprProcess:
-    """`vpr_node` as a process in a namespace of its own."""
+    """`vpr_node` as a process in a namespace of its own.
+
+    One that is to be killed shares no memory with the test (see udp_only.xml): `udp_only`.
+    """
 
     def __init__(
-        self, client: Client, log: Path, parameters: dict[str, Any], namespace: str = ""
+        self,
+        client: Client,
+        log: Path,
+        parameters: dict[str, Any],
+        namespace: str = "",
+        udp_only: bool = False,
     ) -> None:
         self.client = client
         self.namespace = namespace or new_namespace()
@@ -144,6 +153,9 @@ class VprProcess:
         for name, value in parameters.items():
             command += ["-p", f"{name}:={_yaml(value)}"]
         environment = {**os.environ, "PYTHONPATH": python_path()}
+        if udp_only:
+            environment["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(UDP_ONLY)
+        self._may_be_killed = environment["FASTRTPS_DEFAULT_PROFILES_FILE"] == str(UDP_ONLY)
         with log.open("w") as f:
             self.process = subprocess.Popen(
                 command, stdout=f, stderr=subprocess.STDOUT, env=environment
@@ -206,6 +218,7 @@ class VprProcess:
 
     def stop(self, sig: int = signal.SIGINT) -> int:
         """Send a signal and return the exit code."""
+        assert sig != signal.SIGKILL or self._may_be_killed, "start it with udp_only=True"
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:
@@ -230,14 +243,14 @@ def starter(client: Client, folder: Path) -> Iterator[Callable[..., VprProcess]]
     started: list[VprProcess] = []
     numbers = itertools.count()  # not the list's length: tests start nodes in threads
 
-    def start(namespace: str = "", **parameters: Any) -> VprProcess:
+    def start(namespace: str = "", udp_only: bool = False, **parameters: Any) -> VprProcess:
         # `map__path=` for `map.path`
         parameters = {k.replace("__", "."): v for k, v in parameters.items()}
         parameters = {"engine.threads": 1, "map.path": "", **parameters}
         number = next(numbers)
         if parameters["map.path"] == "":
             parameters["map.path"] = str(folder / f"{number}.vprmap")
-        node = VprProcess(client, folder / f"{number}.log", parameters, namespace)
+        node = VprProcess(client, folder / f"{number}.log", parameters, namespace, udp_only)
         started.append(node)
         return node
 
