@@ -4,45 +4,36 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 import uuid
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import calibration, good_copy, headings, verdicts
+from hashvpr_ros.map.buffered import BufferedStore, chunks, damaged
 from hashvpr_ros.map.ceiling import BoundedIndex, Views, new_index
 from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
 from hashvpr_ros.map.loading import fill_index
 from hashvpr_ros.map.maintenance import find_problems
-from hashvpr_ros.map.remedy import remedy
 from hashvpr_ros.map.rescue import copy_with
 from hashvpr_ros.map.rows import (
     NewPlace,
-    Row,
     check_text,
-    feature_matrix,
-    keyframe_from_columns,
     make_row,
 )
 from hashvpr_ros.map.schema import MAX_ID, SQLITE_ERRORS, explain, version_of
 from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import CODE_BYTES, Descriptor, Keyframe, Pose
 
-_A = TypeVar("_A")
-_R = TypeVar("_R")
-
 # Keyframes that may wait in memory while the file cannot be written, before more are refused.
-MAX_PENDING = 4096
+MAX_WAITING = 4096
 
 
 class PlaceMap:
@@ -69,10 +60,8 @@ class PlaceMap:
         self.calibration = None if text is None else calibration.from_text(text)
         self.headings_rad: Mapping[str, float] = headings.from_text(meta.get("headings", "{}"))
         self.path = "" if store.path is None else str(store.path)
+        self._rows = BufferedStore(store, self.path, self.feature_dim, commit_period_s)
         self.read_only = store.read_only
-        self._commit_period_s = commit_period_s
-        self._pending: dict[int, Row] = {}
-        self._pending_since = 0.0
         self._session_numbers = fill_index(index, store)
         self._next_id = store.next_id()
         self.session = ""
@@ -126,7 +115,7 @@ class PlaceMap:
             store.close()
             # Damage can change the type and the range of a value, too.
             if isinstance(e, (*SQLITE_ERRORS, ValueError, TypeError)):
-                raise _damaged(e, path) from e
+                raise damaged(e, path) from e
             raise
 
     @classmethod
@@ -186,7 +175,7 @@ class PlaceMap:
         """Add several keyframes; see `add`."""
         with self._lock:
             self._check_writable()
-            if len(self._pending) >= MAX_PENDING:
+            if len(self._rows.waiting) >= MAX_WAITING:
                 self.flush()
             if self._next_id + len(places) - 1 > MAX_ID:
                 raise MapError(f"{self.path}: full, ids have reached {MAX_ID}; start another map")
@@ -197,9 +186,7 @@ class PlaceMap:
             if not rows:
                 return []
             self._next_id += len(rows)
-            if not self._pending:
-                self._pending_since = time.monotonic()
-            self._pending.update((r.id, r) for r in rows)
+            self._rows.add(rows)
             number = self._session_numbers[self.session]
             columns = (
                 np.frombuffer(b"".join(r.code for r in rows), np.uint8).reshape(-1, CODE_BYTES),
@@ -261,11 +248,11 @@ class PlaceMap:
             self.flush()
             ids = sorted(poses)
             known: set[int] = set()
-            for chunk in _chunks(ids):
-                known.update(row[0] for row in self._read(self._store.keyframes, chunk))
+            for chunk in chunks(ids):
+                known.update(row[0] for row in self._rows.read(self._store.keyframes, chunk))
         if unknown := set(ids) - known:
             raise ValueError(f"{self.path}: there is no keyframe {min(unknown)}")
-        for chunk in _chunks(ids):
+        for chunk in chunks(ids):
             with self._lock:
                 self._check_writable()
                 self._store.set_poses({i: poses[i] for i in chunk})
@@ -285,7 +272,7 @@ class PlaceMap:
         """What back ends said of closures, by the stamp of the query."""
         with self._lock:
             self._check_open()
-            return self._read(verdicts.read, self._store.db)
+            return self._rows.read(verdicts.read, self._store.db)
 
     def flush(self) -> int:
         """Write the open batch.
@@ -298,22 +285,12 @@ class PlaceMap:
         """
         with self._lock:
             self._check_open()
-            if not self._pending:
-                return 0
-            # Retried after another period, not at each call, where the disk stays full.
-            self._pending_since = time.monotonic()
-            self._store.write(self._pending.values())
-            written = len(self._pending)
-            self._pending = {}
-            return written
+            return self._rows.write()
 
     def flush_if_due(self) -> int:
         """Write the open batch when it is `commit_period_s` old; see `flush`."""
         with self._lock:
-            age_s = time.monotonic() - self._pending_since
-            if self._pending and age_s >= self._commit_period_s:
-                return self.flush()
-            return 0
+            return self.flush() if self._rows.is_due() else 0
 
     def clear(self) -> int:
         """Delete all keyframes; returns how many. Their ids are not used again."""
@@ -321,7 +298,7 @@ class PlaceMap:
             self._check_writable()
             removed = len(self)
             self._store.clear(self._next_id - 1)
-            self._pending = {}
+            self._rows.waiting = {}
             self._index = self._index.emptied()
             self._session_numbers = {}
             self.start_session(self.session)
@@ -413,31 +390,9 @@ class PlaceMap:
         Raises:
             MapError: an id that the map does not hold.
         """
-        asked = np.asarray(ids, np.int64)
-        if not (asked[1:] > asked[:-1]).all():
-            # Each once and ascending, as the file gives them: no dictionary is needed to order.
-            ascending = np.argsort(asked)
-            first = np.diff(asked[ascending], prepend=asked.min() - 1) > 0  # of its like
-            place = np.empty(len(asked), np.intp)
-            place[ascending] = np.cumsum(first) - 1
-            return self.features(asked[ascending][first])[place]
-        wanted = asked.tolist()
         with self._lock:
             self._check_open()
-            # Ids ascend, so that what waits to be written is the end.
-            written = bisect_left(wanted, next(iter(self._pending), MAX_ID + 1))
-            blobs: list[bytes] = []
-            for chunk in _chunks(wanted[:written]):
-                blobs += self._read(self._store.features, chunk)
-            if len(blobs) == written:
-                blobs += [self._pending[i].feature for i in wanted[written:] if i in self._pending]
-        if len(blobs) != len(wanted):
-            self.keyframes(wanted)  # says which there is not
-            raise _damaged(ValueError("a feature is missing"), self.path)
-        try:
-            return feature_matrix(blobs, self.feature_dim)
-        except ValueError as e:
-            raise _damaged(e, self.path) from e
+            return self._rows.features(np.asarray(ids, np.int64))
 
     def keyframes(self, ids: Sequence[int] | NDArray[np.integer]) -> list[Keyframe]:
         """Keyframes in the order of the ids.
@@ -446,31 +401,19 @@ class PlaceMap:
             MapError: an id that the map does not hold.
         """
         wanted = np.asarray(ids, np.int64).tolist()
-        found: dict[int, Keyframe] = {}
         with self._lock:
             self._check_open()
-            for i in wanted:
-                if row := self._pending.get(i):
-                    found[i] = Keyframe(i, row.session, row.camera, row.stamp_ns, row.pose)
-            for chunk in _chunks([i for i in wanted if i not in found]):
-                for r in self._read(self._store.keyframes, chunk):
-                    found[r[0]] = keyframe_from_columns(r)
-            missing = next((i for i in wanted if i not in found), None)
-            if missing is not None:
-                raise MapError(f"{self.path}: there is no keyframe {missing}")
+            found = self._rows.keyframes(wanted)
             places = self._index.places_of(np.array(wanted, np.int64)).tolist()
-            return [
-                found[i] if p == i else replace(found[i], place=p)
-                for i, p in zip(wanted, places, strict=True)
-            ]
+        return [
+            k if p == k.id else replace(k, place=p) for k, p in zip(found, places, strict=True)
+        ]
 
     def thumbnail(self, id_: int) -> bytes | None:
         """The JPEG of a keyframe, or None where none was stored."""
         with self._lock:
             self._check_open()
-            if row := self._pending.get(id_):
-                return row.thumbnail
-            return self._read(self._store.thumbnail, int(id_))
+            return self._rows.thumbnail(id_)
 
     def codes_of(self, ids: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Codes of keyframes, uint8 [n, 64], from memory.
@@ -498,20 +441,14 @@ class PlaceMap:
         with self._lock:
             return self._index.ids.copy()
 
-    def _read(self, read: Callable[[_A], _R], argument: _A) -> _R:
-        try:
-            return read(argument)
-        except SQLITE_ERRORS as e:
-            raise explain(e, self.path, "reading") from e
-
     def uncommitted(self) -> int:
         """How many keyframes a crash now would lose."""
-        return len(self._pending)
+        return len(self._rows.waiting)
 
     def waiting(self) -> list[int]:
         """Ids of the keyframes that wait to be written, ascending."""
         with self._lock:
-            return list(self._pending)
+            return list(self._rows.waiting)
 
     @property
     def index_bytes(self) -> int:
@@ -549,7 +486,7 @@ class PlaceMap:
             self._check_open()
             with suppress(MapError):  # a full disk must not hide what is there
                 self.flush()
-            contents = self._read(count_contents, self._store.db)
+            contents = self._rows.read(count_contents, self._store.db)
             return MapInfo(
                 path=self.path,
                 map_id=self.map_id,
@@ -569,7 +506,7 @@ class PlaceMap:
                 uncommitted=self.uncommitted(),
                 read_only=self.read_only,
                 session=self.session,
-                verdicts=self._read(verdicts.count, self._store.db),
+                verdicts=self._rows.read(verdicts.count, self._store.db),
             )
 
     # Keeping
@@ -608,7 +545,7 @@ class PlaceMap:
                 written.
         """
         with self._snapshot(must_flush=False) as db:
-            return copy_with(db, list(self._pending.values()), path, overwrite=overwrite)
+            return copy_with(db, list(self._rows.waiting.values()), path, overwrite=overwrite)
 
     def verify(self) -> list[str]:
         """Check the whole file, see `find_problems`; an empty list means that it is sound."""
@@ -641,8 +578,7 @@ class PlaceMap:
             if self._closed:
                 return
             try:
-                if self._pending:
-                    self.flush()
+                self._rows.write()
             finally:
                 self._closed = True
                 self._store.close()
@@ -655,16 +591,3 @@ class PlaceMap:
         self._check_open()
         if self.read_only:
             raise MapError(f"{self.path}: opened read-only; open it in mode mapping or slam")
-
-
-def _chunks(ids: list[int], size: int = 512) -> Iterable[list[int]]:
-    """SQLite allows a limited number of parameters a statement."""
-    if len(ids) <= size:
-        return (ids,) if ids else ()
-    return (ids[i : i + size] for i in range(0, len(ids), size))
-
-
-def _damaged(error: Exception, path: str | Path) -> MapError:
-    if isinstance(error, SQLITE_ERRORS):
-        return explain(error, path, "loading")
-    return MapError(f"{path}: damaged ({error}); {remedy(path)}")

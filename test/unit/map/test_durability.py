@@ -183,7 +183,7 @@ sys.stdin.read()
 # Full disks
 
 FULL = """
-from hashvpr_ros.map.place_map import MAX_PENDING, PlaceMap
+from hashvpr_ros.map.place_map import MAX_WAITING, PlaceMap
 
 def fill(m):
     "Add until the file takes no more; how many keyframes were reported as written."
@@ -212,7 +212,7 @@ def check_full(path, free):
 
     # Not tried again before another period has passed.
     assert m.flush_if_due() == 0
-    m._commit_period_s = 0.0
+    m._rows.commit_period_s = 0.0
     for attempt in (m.flush_if_due, m.flush, m.verify):
         try:
             attempt()
@@ -236,9 +236,9 @@ def check_full(path, free):
     assert m.uncommitted() == 100
 
     # More waits in memory, up to a limit.
-    add_places(m, len(m) + 1, stored + MAX_PENDING)
+    add_places(m, len(m) + 1, stored + MAX_WAITING)
     add_places(m, len(m) + 1, len(m) + 2)
-    assert m.uncommitted() == MAX_PENDING
+    assert m.uncommitted() == MAX_WAITING
     for _ in range(2):
         try:
             add_places(m, 1, 2)
@@ -246,15 +246,15 @@ def check_full(path, free):
             assert "writing keyframes failed" in str(e)
         else:
             assert False
-    assert m.uncommitted() == MAX_PENDING and len(m) == stored + MAX_PENDING
+    assert m.uncommitted() == MAX_WAITING and len(m) == stored + MAX_WAITING
 
     free()
-    assert m.flush() == MAX_PENDING
-    assert m.verify() == [] and len(m.features(m.ids())) == stored + MAX_PENDING
-    assert add_places(m, len(m) + 1, len(m) + 2) == [stored + MAX_PENDING + 1]
+    assert m.flush() == MAX_WAITING
+    assert m.verify() == [] and len(m.features(m.ids())) == stored + MAX_WAITING
+    assert add_places(m, len(m) + 1, len(m) + 2) == [stored + MAX_WAITING + 1]
     m.close()
     with open_map(path) as m:
-        assert len(m) == stored + MAX_PENDING + 1 and m.verify() == []
+        assert len(m) == stored + MAX_WAITING + 1 and m.verify() == []
         assert m.ids().tolist() == list(range(1, len(m) + 1))
     return stored
 """
