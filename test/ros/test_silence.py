@@ -44,7 +44,7 @@ def test_a_camera_that_dies_and_returns(node, diagnostics):
         )
         assert int(lives["camera image"]["processed"]) >= answered
         if life == 0:
-            node.client.node.destroy_publisher(camera.publisher)
+            node.client.destroy(camera.publisher)
             died = diagnostics(node, is_silent("image", "nobody publishes there"), "it is dead")
             assert topic in died["camera image"]["message"]
             camera.publisher = node.client.publisher(Image, topic)
@@ -53,7 +53,7 @@ def test_a_camera_that_dies_and_returns(node, diagnostics):
     assert node.logged(f"no image on {topic} for") == 2
     # One that is there and sends nothing is told from one that is not there.
     diagnostics(node, is_silent("image", "they send nothing"), "it is told")
-    node.client.node.destroy_publisher(camera.publisher)
+    node.client.destroy(camera.publisher)
 
 
 def test_another_type_on_the_topic(node, diagnostics):
@@ -62,7 +62,7 @@ def test_another_type_on_the_topic(node, diagnostics):
         node, is_silent("other", "its type is sensor_msgs/msg/CompressedImage"), "it is said"
     )
     assert "input.compressed" in said["camera other"]["message"]
-    node.client.node.destroy_publisher(publisher)
+    node.client.destroy(publisher)
 
 
 def test_an_incompatible_qos(node, diagnostics):
@@ -73,7 +73,7 @@ def test_an_incompatible_qos(node, diagnostics):
     wait_until(lambda: node.logged(text), "the log says it")
     publisher.publish(image_message(picture(1), 1))
     assert int(said["camera strict"]["received"]) == 0
-    node.client.node.destroy_publisher(publisher)
+    node.client.destroy(publisher)
 
 
 def test_the_log_says_it_now_and_then(node):

@@ -93,6 +93,7 @@ class Client:
         client = self._clients.get((kind, name))
         if client is None:
             client = self._clients[kind, name] = self.node.create_client(kind, name)
+        assert self._thread.is_alive(), "the test's own executor has ended; see its thread's error"
         wait_until(lambda: client.service_is_ready() or not alive(), f"there is a service {name}")
         future = client.call_async(request)
         wait_until(lambda: future.done() or not alive(), f"{name} answers")
@@ -112,6 +113,11 @@ class Client:
         return self.node.create_publisher(
             kind, topic, QoSProfile(depth=depth, reliability=reliability)
         )
+
+    def destroy(self, publisher: Any) -> None:
+        """End a publisher, in the executor's thread: in another one rclpy's wait may raise."""
+        done = self._executor.create_task(self.node.destroy_publisher, publisher)
+        wait_until(done.done, f"the publisher of {publisher.topic_name} ends")
 
     def matched(self, publisher: Any) -> Any:
         """The same publisher, once somebody listens."""
