@@ -163,17 +163,10 @@ def _rendered(images: int) -> Iterator[Any]:
     """Images half a metre apart, of courses in several lights."""
     from itertools import chain, islice
 
-    from hashvpr_ros.simulation.course import Course, Light
+    from hashvpr_ros.simulation.course import Course, some_light
 
     def shots(seed: int) -> Iterator[Any]:
-        rng = np.random.default_rng(seed)
-        light = Light(
-            gain=rng.uniform(0.75, 1.05),
-            gamma=rng.uniform(0.9, 1.3),
-            temperature=rng.uniform(-0.5, 0.5),
-            sun_side=rng.uniform(-0.6, 0.6),
-            noise=rng.uniform(3.0, 7.0),
-        )
+        light = some_light(np.random.default_rng(seed))
         drive = Course(150.0, seed).drive([(light, 0.0, 0.0)], speed_mps=2.0, rate_hz=4.0)
         return islice(drive, max(1, images // 6))
 

@@ -70,8 +70,9 @@ def command(
     from hashvpr_ros.config import from_flat
     from hashvpr_ros.evaluation.loops import close_loops, describe_drive, summary
 
-    engine = open_engine(engine_path)
     flat = dict(change_of(c) for c in changes)
+    configs = {temporal: from_flat({"matching.temporal": temporal, **flat}) for temporal in _WAYS}
+    engine = open_engine(engine_path)
     speed_mps = 2.0
     count = laps * int(length / step)
     with progress_bar(count, "rendering and describing") as bar:
@@ -91,10 +92,9 @@ def command(
     result: dict[str, Any] = {}
     for odometry in (True, False):
         for temporal, label in _WAYS.items():
-            config = from_flat({"matching.temporal": temporal, **flat})
             with progress_bar(count, label) as bar:
                 done = summary(
-                    *close_loops(drive, config, odometry=odometry, progress=ticker(bar))
+                    *close_loops(drive, configs[temporal], odometry=odometry, progress=ticker(bar))
                 )
             key = f"{temporal}_{'odometry' if odometry else 'images'}"
             result[key] = done
@@ -128,21 +128,14 @@ def _shots(
     length_m: float, laps: int, repeats: int, period_s: float, seed: int
 ) -> Iterator[tuple[Any, int, Any, Any]]:
     from hashvpr_ros.datasets.bag_writer import planar_pose
-    from hashvpr_ros.simulation.course import DAY, Course, Light
+    from hashvpr_ros.simulation.course import DAY, Course, some_light
     from hashvpr_ros.simulation.odometry import Drift, drifting
 
     rng = np.random.default_rng(seed)
     course = Course(length_m, seed, repeats=repeats)
     drives = [(DAY, 0.0, 0.0)]
     for _ in range(laps - 1):
-        light = Light(
-            gain=rng.uniform(0.75, 1.05),
-            gamma=rng.uniform(0.9, 1.3),
-            temperature=rng.uniform(-0.5, 0.5),
-            sun_side=rng.uniform(-0.6, 0.6),
-            noise=rng.uniform(3.0, 7.0),
-        )
-        drives.append((light, rng.uniform(-0.6, 0.6), rng.uniform(-0.05, 0.05)))
+        drives.append((some_light(rng), rng.uniform(-0.6, 0.6), rng.uniform(-0.05, 0.05)))
     shots, again = itertools.tee(course.drive(drives, rate_hz=1.0 / period_s, seed=seed))
     odometry = drifting(((s.x_m, s.y_m, s.yaw_rad) for s in again), Drift(seed=seed))
     for shot, drifted in zip(shots, odometry, strict=True):

@@ -39,6 +39,17 @@ DAY = Light()
 EVENING = Light(gain=0.8, gamma=1.25, temperature=0.5, sun_side=0.6, noise=6.0)
 
 
+def some_light(rng: np.random.Generator) -> Light:
+    """A light by chance, between those of the day's hours."""
+    return Light(
+        gain=rng.uniform(0.75, 1.05),
+        gamma=rng.uniform(0.9, 1.3),
+        temperature=rng.uniform(-0.5, 0.5),
+        sun_side=rng.uniform(-0.6, 0.6),
+        noise=rng.uniform(3.0, 7.0),
+    )
+
+
 @dataclass(frozen=True)
 class Shot:
     """One rendered image and where it was taken."""

@@ -10,6 +10,7 @@ import pytest
 from cli_helpers import COMMAND, ENVIRONMENT, Done, process, refused, strict_json, well
 
 from hashvpr_ros import __version__
+from hashvpr_ros.cli.bench import command as bench_command
 from hashvpr_ros.cli.common import write_json
 from hashvpr_ros.cli.engine import command as engine_command
 from hashvpr_ros.cli.main import COMMANDS
@@ -34,7 +35,7 @@ def test_version_and_help():
         *([name] for name in COMMANDS),
         *(["map", name] for name in map_command.commands),
         *(["engine", name] for name in engine_command.commands),
-        *(["bench", name] for name in ("train", "export")),
+        *(["bench", name] for name in bench_command.list_commands(None)),
     ],
     ids=" ".join,
 )
