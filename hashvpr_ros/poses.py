@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import operator
 import threading
 
 from hashvpr_ros.types import Pose
@@ -111,3 +112,11 @@ def apart_m(a: Pose | None, b: Pose | None) -> float | None:
     if a is None or b is None or a.frame_id != b.frame_id:
         return None
     return math.dist(a.position_m, b.position_m)
+
+
+def turned_rad(a: Pose, b: Pose) -> float:
+    """Angle between two orientations that are valid, normalised or not, 0 to pi."""
+    # Each by its largest number first: squares of large numbers overflow.
+    (p, q) = ([v / max(map(abs, o)) for v in o] for o in (a.orientation, b.orientation))
+    cosine = abs(sum(map(operator.mul, p, q))) / (math.hypot(*p) * math.hypot(*q))
+    return 2.0 * math.acos(min(1.0, cosine))

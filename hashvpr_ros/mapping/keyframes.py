@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.config import KeyframeConfig
+from hashvpr_ros.poses import turned_rad
 from hashvpr_ros.types import Pose
 
 
@@ -54,19 +55,3 @@ class KeyframeSelector:
         """Remember the keyframe that the next ones are compared with."""
         valid = pose if pose is not None and pose.is_valid() else None
         self._last = (stamp_ns, valid, code)
-
-    def reset(self) -> None:
-        """Let the next image be a keyframe."""
-        self._last = None
-
-
-def turned_rad(a: Pose, b: Pose) -> float:
-    """Angle between two orientations that are valid, normalised or not, 0 to pi."""
-    dot = abs(float(_unit(a) @ _unit(b)))
-    return 2.0 * math.acos(min(1.0, dot))
-
-
-def _unit(pose: Pose) -> NDArray[np.float64]:
-    q = np.array(pose.orientation, float)
-    q /= np.abs(q).max()  # squares of large numbers overflow
-    return q / np.linalg.norm(q)

@@ -77,7 +77,7 @@ class Matcher:
     def set_config(self, config: Config) -> None:
         """Use other settings, from the next image on."""
         before, self.config = self.config, config
-        if config.matching.sequence_length != before.matching.sequence_length:
+        if config.keyframes != before.keyframes:  # they say how quickly places pass
             self._forget_track()
         self.odometer.max_drift = config.matching.max_drift
 
@@ -138,7 +138,7 @@ class Matcher:
                         self._evidence(best),
                     )
                 )
-        self._anchor(matched, stamp_ns, pose)
+        self._anchor(matched, stamp_ns)
         return matched
 
     def _check(self, image: NDArray[np.uint8] | None, matched: Matched) -> Matched:
@@ -157,7 +157,7 @@ class Matcher:
             geometry_ms=1e3 * (time.perf_counter() - started),
         )
 
-    def _anchor(self, matched: Mapping[str, Matched], stamp_ns: int, pose: Pose | None) -> None:
+    def _anchor(self, matched: Mapping[str, Matched], stamp_ns: int) -> None:
         """Let odometry know of the surest accepted match whose direction is known."""
         known = [
             (m.hypotheses[0], heading)
@@ -168,7 +168,7 @@ class Matcher:
         if known:
             best, heading_rad = max(known, key=lambda item: item[0].probability)
             match = best.keyframe
-            self.odometer.close(stamp_ns, pose, match.place, heading_rad)
+            self.odometer.close(stamp_ns, match.place, heading_rad)
 
     def _heading(self, camera: str, match: Hypothesis) -> float | None:
         """How the robot is turned against that of a match; None: unknown."""
@@ -197,8 +197,10 @@ class Matcher:
             the match; None where there was none such, or it is too long ago.
         """
         closure = self._verdicts.find(stamp_ns, camera, match_id)
-        if closure is not None and verdict is not Verdict.ACCEPTED:
-            self._verdicts.reject(closure)
+        if closure is None or verdict is Verdict.ACCEPTED:
+            return closure
+        # Once: a back end that says it again and again must not cost the belief each time.
+        if self._verdicts.reject(closure):
             self.odometer.forget(closure.instant_ns, closure.match_place)
             if closure.query_place:
                 self._same_places.remove(closure.query_place, closure.match_place)
@@ -210,26 +212,29 @@ class Matcher:
         places = self.map.places_of(np.array([keyframe.id, *(c.keyframe_id for c in found)]))
         return places[1:][self._finder.at_first(places)[1:]].tolist()
 
-    def match_alone(self, descriptor: Descriptor, camera: str, count: int) -> Matched:
+    def match_alone(
+        self, descriptor: Descriptor, camera: str, count: int, image: NDArray[np.uint8]
+    ) -> Matched:
         """Judge one image by itself against the whole map; nothing is remembered.
 
         Args:
             count: hypotheses at most.
+            image: for the geometric check.
         """
         self._recent, self._now_ns = Recent(), None
-        return self._judge({camera: descriptor}, None, count)[camera]
+        matched = self._judge({camera: descriptor}, None, count)[camera]
+        return self._check(image, matched) if self.config.matching.geometric_check else matched
 
     def stored(
         self,
         keyframe_ids: Mapping[str, int],
         stamps_ns: Mapping[str, int],
         stamp_ns: int,
-        pose: Pose | None,
         matched: Mapping[str, Matched],
     ) -> None:
         """Learn that the images of an instant became keyframes, by camera."""
         place = int(self.map.places_of(np.array([min(keyframe_ids.values())]))[0])
-        self.odometer.mark(place, stamp_ns, pose)
+        self.odometer.mark(place, stamp_ns)
         for camera, m in matched.items():
             if m.reason is Reason.ACCEPTED:
                 match = m.hypotheses[0].keyframe
@@ -455,7 +460,8 @@ class Matcher:
         if not alone and best.probability < min(0.5, matching.target_precision):
             return Reason.NEW_PLACE
         if (
-            matching.temporal in ("sequence", "both")
+            not alone
+            and matching.temporal in ("sequence", "both")
             and best.sequence_support < matching.min_sequence_support
         ):
             return Reason.NO_SEQUENCE_SUPPORT

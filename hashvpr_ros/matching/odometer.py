@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.distinct import NEAR_M
-from hashvpr_ros.poses import apart_m
+from hashvpr_ros.poses import apart_m, turned_rad
 from hashvpr_ros.types import Pose
 
 # Between two images; odometry that jumps further was restarted, and poses before say nothing.
@@ -67,7 +67,9 @@ class Odometer:
     def __init__(self, max_drift: float) -> None:
         self.max_drift = max_drift
         self.travelled_m = 0.0
-        self._last: Pose | None = None
+        self._now: Pose | None = None  # of the present image, where odometry vouches for it
+        self._last: Pose | None = None  # the last that it vouched for
+        self._stray: Pose | None = None  # far from that, of the image after
         self._run = 0  # how often odometry was restarted
         self._count = 0
         # Of places, grown by doubling. Whole: number, stamp, run, correction.
@@ -78,27 +80,36 @@ class Odometer:
         self._closures: deque[_Closure] = deque(maxlen=_REMEMBERED)
 
     def move(self, pose: Pose | None) -> tuple[float, float] | None:
-        """Take the pose of the next image.
+        """Take the pose of the next image; what follows is asked of that image.
 
         Returns:
             metres and radians since the last, None where that is not known.
         """
+        last, stray = self._last, self._stray
+        self._now = self._stray = None
         if pose is None:
             return None
-        last, self._last = self._last, pose
         if last is None:
+            self._now = self._last = pose
             return None
-        step_m = math.dist(pose.position_m, last.position_m)
-        if step_m > _JUMP_M or pose.frame_id != last.frame_id:
-            self._run += 1
-            self._anchor = _Anchor(np.eye(4), self.travelled_m, self._way_m())
-            self._closures.clear()
+        if _is_step(last, pose):
+            self._now = self._last = pose
+            step_m = math.dist(pose.position_m, last.position_m)
+            self.travelled_m += step_m
+            return step_m, turned_rad(last, pose)
+        # One pose far off is a stray; with a second one there, odometry was restarted.
+        if stray is None or not _is_step(stray, pose):
+            self._stray = pose
             return None
-        self.travelled_m += step_m
-        return step_m, _turn_rad(last, pose)
+        self._now = self._last = pose
+        self._run += 1
+        self._anchor = _Anchor(np.eye(4), self.travelled_m, self._way_m())
+        self._closures.clear()
+        return None
 
-    def mark(self, place: int, stamp_ns: int, pose: Pose | None) -> None:
-        """Remember a place that was added to the map; numbers and stamps ascend."""
+    def mark(self, place: int, stamp_ns: int) -> None:
+        """Remember that the present image was added to the map; numbers and stamps ascend."""
+        pose = self._now
         if self._count == len(self._whole):
             self._whole = np.concatenate([self._whole, np.zeros_like(self._whole)])
             self._real = np.concatenate([self._real, np.zeros_like(self._real)])
@@ -144,8 +155,8 @@ class Odometer:
 
     @property
     def has_poses(self) -> bool:
-        """Whether odometry comes and may forbid something."""
-        return bool(self.max_drift) and self._last is not None
+        """Whether odometry knows where the present image was taken, and may forbid something."""
+        return bool(self.max_drift) and self._now is not None
 
     def spacing_m(self) -> float | None:
         """Metres between places, of late; None where there are too few to tell."""
@@ -164,8 +175,8 @@ class Odometer:
             return result
         rows, known = self._rows(places)
         known &= ~np.isnan(self._real[rows, 1])
-        assert self._last is not None
-        raw = np.array([*self._last.position_m, 1.0])
+        assert self._now is not None
+        raw = np.array([*self._now.position_m, 1.0])
         anchored = self._anchor.correction @ raw
         real = self._real[rows]
         since_m = self.travelled_m
@@ -188,7 +199,7 @@ class Odometer:
         first closure nothing is known.
         """
         result = np.full((len(places), 3), np.nan)
-        if self.has_poses and self._count and self._anchor.by_closure:
+        if self.max_drift and self._anchor.by_closure:
             rows, known = self._rows(places)
             result[known] = self._real[rows[known], 4:7]
         return result
@@ -209,17 +220,17 @@ class Odometer:
     def close(
         self,
         stamp_ns: int,
-        pose: Pose | None,
         match_place: int,
         heading_rad: float = 0.0,
     ) -> None:
-        """Anchor the robot at the match of an accepted closure, where that is of this session.
+        """Anchor the robot at the match of the present image, where that is of this session.
 
         The match counts by the pose that odometry gave it, whatever a back end has made of that.
 
         Args:
             heading_rad: how the robot is turned now against then.
         """
+        pose = self._now
         if pose is None or not self._count:
             return
         rows, known = self._rows(np.array([match_place]))
@@ -271,9 +282,9 @@ class Odometer:
         result = np.zeros(len(places), bool)
         if not self.has_poses or not self._count:
             return result
-        assert self._last is not None
+        assert self._now is not None
         rows, known = self._rows(places)
-        raw = np.array(self._last.position_m)
+        raw = np.array(self._now.position_m)
         correction = self._anchor.correction
         anchored = correction[:3, :3] @ raw + correction[:3, 3]
         for place, columns in ((raw, slice(1, 4)), (anchored, slice(4, 7))):
@@ -283,11 +294,9 @@ class Odometer:
         return result
 
 
-def _turn_rad(a: Pose, b: Pose) -> float:
-    """Angle between two orientations, whatever their quaternions' lengths."""
-    cosine = abs(sum(x * y for x, y in zip(a.orientation, b.orientation, strict=True)))
-    length = math.hypot(*a.orientation) * math.hypot(*b.orientation)
-    return 2.0 * math.acos(min(1.0, cosine / length))
+def _is_step(a: Pose, b: Pose) -> bool:
+    """Whether a robot can have come from one pose to the next, by one run of odometry."""
+    return a.frame_id == b.frame_id and math.dist(a.position_m, b.position_m) <= _JUMP_M
 
 
 def _turned(angle_rad: float) -> NDArray[np.float64]:

@@ -114,6 +114,7 @@ class Recognizer:
         with self._lock:
             self._matcher.reset()
             self._selectors.clear()
+            self._peers.clear()
 
     def set_headings(self, headings_rad: Mapping[str, float]) -> None:
         """Say how cameras are turned in the robot, radians to the left; kept in the map.
@@ -127,8 +128,13 @@ class Recognizer:
             self._keep_headings()
 
     def _keep_headings(self) -> None:
-        if self._mode is not Mode.LOCALIZATION and not self._map.read_only:
+        if self._writes:
             self._map.add_headings(self._headings_rad)
+
+    @property
+    def _writes(self) -> bool:
+        """Whether the map may change."""
+        return self._mode is not Mode.LOCALIZATION and not self._map.read_only
 
     def process(
         self,
@@ -172,6 +178,7 @@ class Recognizer:
             if pose is not None and not pose.is_valid():
                 pose = None
             if self._mode is Mode.MAPPING:
+                self._matcher.odometer.move(pose)  # how far keyframes lie apart counts later
                 matched = dict.fromkeys(images, Matched(Reason.MAPPING_ONLY))
             else:
                 matched = self._matcher.match(
@@ -206,7 +213,7 @@ class Recognizer:
             matchers = [self._matcher, *(m for _, m in self._peers.values())]
             closures = (m.verdict(stamp_ns, camera, match_id, verdict) for m in matchers)
             closure = next((c for c in closures if c is not None), None)
-            if closure is not None and not self._map.read_only:
+            if closure is not None and self._writes:
                 self._map.add_verdict(
                     StoredVerdict(stamp_ns, match_id, verdict.value, closure.log_odds)
                 )
@@ -252,13 +259,13 @@ class Recognizer:
     ) -> Decision:
         """Recognise one image by itself; changes neither the map nor what is remembered.
 
-        The whole map is searched, and no preceding image supports the answer, so that it is
-        accepted only by the distinctness of this one image.
+        The whole map is searched, and no preceding image supports the answer. It is accepted where
+        this image alone is distinct enough, and passes the geometric check if there is one.
         """
         with self._lock:
             descriptor, times = self._describe({camera: image})[camera]
             count = max_hypotheses or self._config.matching.max_hypotheses
-            matched = self._matcher.match_alone(descriptor, camera, count)
+            matched = self._matcher.match_alone(descriptor, camera, count, image)
             return self._decision(0, camera, descriptor, matched, times)
 
     def _decision(
@@ -349,8 +356,7 @@ class Recognizer:
                 for camera, d in decisions.items():
                     self._selectors[camera].added(stamp_ns, d.pose, d.descriptor.code)
                 stamps_ns = {camera: d.stamp_ns for camera, d in decisions.items()}
-                pose = next(iter(decisions.values())).pose
-                self._matcher.stored(ids, stamps_ns, stamp_ns, pose, matched)
+                self._matcher.stored(ids, stamps_ns, stamp_ns, matched)
             self._map.flush_if_due()
         except MapError as e:  # the robot still wants to know where it is
             problem = str(e)

@@ -47,10 +47,13 @@ class Verdicts:
         """The accepted match of an image; None: there was none, or too long ago."""
         return self._closures.get((stamp_ns, camera, match_id))
 
-    def reject(self, closure: Closure) -> None:
-        """Never offer this pair of places again."""
+    def reject(self, closure: Closure) -> bool:
+        """Never offer this pair of places again; False where it was rejected already."""
         row = [closure.instant_ns, closure.query_place, closure.match_place]
+        if (self._rejected == row).all(1).any():
+            return False
         self._rejected = np.concatenate([self._rejected[1 - _MOST_REJECTED :], [row]])
+        return True
 
     def barred(
         self, places: NDArray[np.integer], stamp_ns: int, odometer: Odometer

@@ -58,7 +58,7 @@ def drive(matcher, world, places, *, poses=True, start_s=0, noise=1.0):
             {"camera": descriptor}, stamps_ns, stamp_ns, pose, exclude=True, images={}
         )
         id_ = matcher.map.add(camera="camera", stamp_ns=stamp_ns, pose=pose, descriptor=descriptor)
-        matcher.stored({"camera": id_}, stamps_ns, stamp_ns, pose, matched)
+        matcher.stored({"camera": id_}, stamps_ns, stamp_ns, matched)
         matches.append(matched["camera"])
     return matches
 
@@ -168,9 +168,17 @@ def test_one_image_by_itself_changes_nothing(place_map):
     matcher = make(place_map)
     drive(matcher, world, range(200))
     before = matcher._track.filter.support.tolist()
-    matched = matcher.match_alone(world.view(60, 0.1), "camera", 3)
+    image = np.zeros((60, 80, 3), np.uint8)
+    matched = matcher.match_alone(world.view(60, 0.1), "camera", 3, image)
     assert abs(matched.hypotheses[0].keyframe.id - 61) <= 2
-    assert matched.reason is Reason.NO_SEQUENCE_SUPPORT
+    # It can have no support by images before, and needs none; it must be the clearer.
+    assert matched.reason is Reason.ACCEPTED
+    unclear = matcher.match_alone(world.view(60, 2.5), "camera", 3, image)
+    assert unclear.reason in (Reason.BELOW_TARGET, Reason.NOT_DISTINCT)
+    checked = make(place_map, matching__geometric_check=True).match_alone(
+        world.view(60, 0.1), "camera", 3, image
+    )
+    assert checked.reason is Reason.TOO_FEW_INLIERS
     assert matcher._track.filter.support.tolist() == before
 
 
@@ -240,6 +248,44 @@ def test_right_places_are_rejected_where_the_robot_is_back_at_them(place_map):
     third = drive(matcher, world, range(300, query + 151), start_s=300)
     assert all(abs(h.keyframe.id - match_id) > 12 for h in third[-1].hypotheses)
     assert third[-1].reason is Reason.ACCEPTED  # by the keyframes of the second lap
+
+
+def test_a_rejection_that_is_repeated_counts_once(place_map):
+    """A back end that says it with every image does not keep the robot from closing elsewhere."""
+    world = World(150)
+    matcher = make(place_map)
+    matches = drive(matcher, world, range(200))
+    query = next(i for i in range(150, 200) if matches[i].reason is Reason.ACCEPTED)
+    rejected = query * S, "camera", matches[query].hypotheses[0].keyframe.id
+    later = []
+    for i in range(200, 290):
+        assert matcher.verdict(*rejected, Verdict.REJECTED_BY_GRAPH) is not None
+        later += drive(matcher, world, [i], start_s=i)
+    assert accepted(later) > 60
+
+
+def test_odometry_that_has_died_vouches_for_no_match(place_map):
+    """It ends beside a stretch that looks like the one through which the robot drives on."""
+    world = World(1000)
+    world.features[200:400] = world.features[:200]
+    matcher = make(place_map)
+    there = [planar_pose(float(p), 0.0, 0.0) for p in range(400)]
+    back = [planar_pose(400.0 - k, 3.0, math.pi) for k in range(400)]
+    without = 0
+    for i, (place, pose) in enumerate(
+        [*enumerate(there), *((500 + k, p) for k, p in enumerate(back))]
+        + [(p, None) for p in range(205, 290)]
+    ):
+        descriptor, stamp_ns = world.view(place), i * S
+        matched = matcher.match(
+            {"camera": descriptor}, {"camera": stamp_ns}, stamp_ns, pose, exclude=True, images={}
+        )
+        id_ = place_map.add(camera="camera", stamp_ns=stamp_ns, pose=pose, descriptor=descriptor)
+        matcher.stored({"camera": id_}, {"camera": stamp_ns}, stamp_ns, matched)
+        if pose is None:
+            assert matched["camera"].reason is not Reason.ACCEPTED, place
+            without += 1
+    assert without == 85
 
 
 def test_verdicts_of_what_was_not_accepted(place_map):

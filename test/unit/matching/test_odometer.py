@@ -18,7 +18,7 @@ def drive(odometer, poses, first_id=1, first_s=0, mark=True):
     for i, pose in enumerate(poses):
         odometer.move(pose)
         if mark:
-            odometer.mark(first_id + i, (first_s + i) * S, pose)
+            odometer.mark(first_id + i, (first_s + i) * S)
         ids.append(first_id + i)
     return np.array(ids)
 
@@ -74,9 +74,9 @@ def test_after_laps_of_drift_a_closure_makes_odometry_sharp_again():
         if i >= 200 and i % 10 == 0:
             match = i % 200 + 1
             assert sharp.possible(np.array([match]))[0], i
-            sharp.close(i * S, pose, match)
+            sharp.close(i * S, match)
         for odometer in (blind, sharp):
-            odometer.mark(i + 1, i * S, pose)
+            odometer.mark(i + 1, i * S)
     here = len(poses) - 1  # the end of a lap
     same = np.array([200, 400, 600, 800])
     opposite = np.array([100, 300, 500, 700])
@@ -95,7 +95,7 @@ def test_poses_turned_against_one_another_are_still_one_place():
         odometer.move(planar_pose(100.0, 15.0 * i, math.pi / 2))
     second = [planar_pose(95.0 + 1.0, 285.0 + 0.5 * i, math.pi / 2) for i in range(60)]
     odometer.move(second[0])
-    odometer.close(0, second[0], 1)
+    odometer.close(0, 1)
     for pose in second:
         odometer.move(pose)
     # 29.5 m after the closure at keyframe 1: keyframe 30 is there, keyframe 90 is not, though both
@@ -114,11 +114,42 @@ def test_odometry_that_was_restarted_says_nothing_of_before():
     assert not odometer.possible(np.array([1]))[0]
     assert odometer.move(planar_pose(0.0, 0.0, 0.0)) is None  # 99 m in one step
     assert odometer.possible(np.array([1, 50, 100])).all() and not odometer.knows(1)
-    odometer.close(0, planar_pose(0.0, 0.0, 0.0), 1)
+    odometer.close(0, 1)
     drive(odometer, straight(60), first_id=101)
     assert not odometer.possible(np.array([101]))[0]
     other = Pose((59.0, 0.0, 0.0), frame_id="map")
-    assert odometer.move(other) is None  # of another frame
+    assert odometer.move(other) is None and odometer.move(other) is None  # of another frame
+    assert odometer.possible(np.array([101]))[0] and not odometer.knows(101)
+
+
+def test_a_stray_pose_costs_its_image_alone():
+    odometer, unspoiled = Odometer(0.1), Odometer(0.1)
+    drive(unspoiled, straight(102))
+    drive(odometer, straight(100))
+    assert odometer.move(planar_pose(1e6, 0.0, 0.0)) is None
+    assert not odometer.has_poses and odometer.possible(np.array([1]))[0]
+    odometer.mark(101, 100 * S)
+    odometer.close(100 * S, 1)  # nothing is anchored there
+    assert odometer.move(planar_pose(101.0, 0.0, 0.0))[0] == pytest.approx(2.0)
+    odometer.mark(102, 101 * S)
+    ids = np.arange(1, 101)
+    assert (odometer.possible(ids) == unspoiled.possible(ids)).all()
+    assert odometer.knows(100) and not odometer.knows(101) and odometer.knows(102)
+    assert odometer.travelled_m == unspoiled.travelled_m
+    # As does one that comes first, and strays at several places in turn.
+    drive(odometer, [planar_pose(x, 0.0, 0.0) for x in (-5e5, 3e5, 1e300)], first_id=103)
+    assert odometer.move(planar_pose(102.0, 0.0, 0.0))[0] == pytest.approx(1.0)
+
+
+def test_odometry_that_stops_vouches_for_nothing():
+    odometer = Odometer(0.1)
+    ids = drive(odometer, straight(100))
+    assert odometer.move(None) is None
+    assert odometer.possible(ids).all() and not odometer.knows(90)
+    assert not odometer.here(ids).any() and not odometer.has_poses
+    # It counts again as soon as it comes back.
+    odometer.move(planar_pose(100.0, 0.0, 0.0))
+    assert not odometer.possible(ids)[0] and odometer.knows(90) and odometer.here(ids)[-1]
 
 
 def test_the_motion_between_images():
@@ -175,12 +206,12 @@ def test_a_closure_that_is_forgotten_leaves_nothing_behind(wrong_at):
         for odometer in (never, forgot):
             odometer.move(pose)
         if i == wrong_at:
-            forgot.close(i * S, pose, 60)
+            forgot.close(i * S, 60)
         elif i >= 220 and i % 40 == 0:
             for odometer in (never, forgot):
-                odometer.close(i * S, pose, i - 199)
+                odometer.close(i * S, i - 199)
         for odometer in (never, forgot):
-            odometer.mark(i + 1, i * S, pose)
+            odometer.mark(i + 1, i * S)
     ids = np.arange(1, len(poses) + 1)
     assert np.abs(never.positions(ids) - forgot.positions(ids)).max() > 5.0
     forgot.forget(wrong_at * S, 61)  # another match than that which was made
@@ -190,7 +221,7 @@ def test_a_closure_that_is_forgotten_leaves_nothing_behind(wrong_at):
     assert (never.possible(ids) == forgot.possible(ids)).all()
     for odometer in (never, forgot):  # and the future is the same
         odometer.move(planar_pose(1.0, 2.0, 0.5))
-        odometer.mark(len(poses) + 1, len(poses) * S, planar_pose(1.0, 2.0, 0.5))
+        odometer.mark(len(poses) + 1, len(poses) * S)
     np.testing.assert_allclose(never._real[:801], forgot._real[:801], atol=1e-9)
 
 
