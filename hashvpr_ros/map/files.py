@@ -13,6 +13,7 @@ import os
 import sqlite3
 import stat
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -131,6 +132,14 @@ def size_of(path: str | Path) -> int:
 def wal_of(path: Path) -> Path:
     """The write-ahead log that SQLite keeps beside a file."""
     return Path(f"{path}-wal")
+
+
+def dated(path: Path, word: str) -> Path:
+    """A name beside a file, with the time, for what is to be kept of it."""
+    kept = Path(f"{path}.{word}-{time.strftime('%Y%m%d-%H%M%S')}")
+    while status(kept) is not None:
+        kept = Path(f"{kept}x")
+    return kept
 
 
 def refuse_orphan_log(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +84,7 @@ def restore(path: str | Path, *, force: bool = False) -> Restored:
 
 def _set_aside(path: Path) -> Path:
     """Give a map another name, too, and its log that alone: its own name is replaced next."""
-    aside = Path(f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-    while files.status(aside) is not None:
-        aside = Path(f"{aside}x")
+    aside = files.dated(path, "damaged")
     try:
         aside.hardlink_to(path)
     except OSError:  # FAT has no links

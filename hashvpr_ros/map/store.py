@@ -18,6 +18,7 @@ from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks, files, verdicts
 from hashvpr_ros.map.connection import connect, connect_reader
 from hashvpr_ros.map.files import LockedFile
+from hashvpr_ros.map.leftover_log import check_leftover
 from hashvpr_ros.map.log_check import log_problems
 from hashvpr_ros.map.migration import check_before, migrate
 from hashvpr_ros.map.remedy import remedy
@@ -135,10 +136,12 @@ class Store:
         foreign or damaged stays untouched.
 
         Raises:
-            MapError: the file or its folder cannot be written.
+            MapError: the file or its folder cannot be written, or a log that is left does not go
+                with the file.
         """
         if self._file is None:
             return
+        check_leftover(self.db, self._file.path, int(self.meta()["feature_dim"]))
         check_before(self.db, self._file.path)
         self.db.close()
         try:
