@@ -51,6 +51,7 @@ class PlaceMap:
         self._lock = threading.RLock()
         self._long_reads = threading.Lock()  # taken before the other where both are
         self._closed = False
+        self._good_copy_verified = False
         meta = store.meta()
         self.map_id = meta["map_id"]
         self.fingerprint = meta["fingerprint"]
@@ -557,14 +558,18 @@ class PlaceMap:
     def keep_good_copy(self) -> bool:
         """Keep a verified copy beside the file, see `good_copy.keep`; False where it is kept.
 
+        The first call also verifies a copy that is kept already.
+
         Raises:
-            DamagedMapError: the map is damaged. MapError: the copy could not be written.
+            DamagedMapError: the map is damaged. MapError: it has lost keyframes that the copy
+                holds, or the copy could not be written.
         """
         if not self.path or self.read_only:
             return False
         with self._snapshot() as db:
             try:
-                return good_copy.keep(db, Path(self.path), self.feature_dim)
+                verify, self._good_copy_verified = not self._good_copy_verified, True
+                return good_copy.keep(db, Path(self.path), self.feature_dim, verify_former=verify)
             except SQLITE_ERRORS as e:
                 raise explain(e, self.path, "copying") from e
 

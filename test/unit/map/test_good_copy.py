@@ -9,6 +9,7 @@ import pytest
 from edit_helpers import content, refused
 from map_helpers import add_places, folder_state, make_map, open_map, place, start
 from test_durability import on_a_small_disk
+from test_store import crash
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map.edit import MapReader
@@ -146,6 +147,62 @@ def test_a_map_of_schema_1_is_copied_before_it_is_changed(path):
     open_map(path).close()
     assert PlaceMap.read_info(good_copy_of(path)).schema_version == 1
     assert PlaceMap.read_info(path).schema_version == 2
+
+
+def test_a_copy_that_holds_more_than_the_map_stays(path, good):
+    crash(path, 21, 31)
+    with PlaceMap.open(path, read_only=True) as place_map:
+        place_map.copy_to(good, overwrite=True)
+    Path(f"{path}-wal").unlink()  # as after a power cut: it never was on the disk
+    before = good.read_bytes()
+    with open_map(path, session="t") as place_map:
+        for end in (21, 26):  # ids are given again
+            add_places(place_map, 100, 100 + end - len(place_map))
+            with pytest.raises(MapError, match=r"to id 2\d and .* 30; `hashvpr map restore --f"):
+                place_map.keep_good_copy()
+            assert good.read_bytes() == before
+        # The map now goes on further than the copy, but not from there.
+        add_places(place_map, 200, 220)
+        assert place_map.keep_good_copy() and Path(f"{good}.old").read_bytes() == before
+        add_places(place_map, 220, 221)
+        assert place_map.keep_good_copy() and Path(f"{good}.old").read_bytes() == before
+    assert content(good) == content(path)
+
+
+def test_a_copy_of_another_map_is_kept_under_another_name(path, good, caplog):
+    before = good.read_bytes()
+    path.unlink()
+    make_map(path.with_name("other"), 3).rename(path)
+    with open_map(path) as place_map:
+        assert place_map.keep_good_copy()
+        place_map.clear()
+        add_places(place_map, 1, 3)
+        assert place_map.keep_good_copy()  # what is deleted is not kept for that
+    assert Path(f"{good}.old").read_bytes() == before
+    assert len(content(good)) == 2
+    assert [f"kept as {good}.old" in r.message for r in caplog.records] == [True]
+
+
+def test_a_damaged_copy_is_made_anew_when_the_map_is_loaded(path, good):
+    sound = content(good)
+    with open_map(path) as place_map:
+        flip(good, place(8).thumbnail)
+        assert place_map.keep_good_copy() and content(good) == sound
+        flip(good, place(8).thumbnail)
+        assert not place_map.keep_good_copy()  # reading all of it takes time: once a load
+    assert keep_good_copy(path) and content(good) == sound
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["DELETE FROM keyframes", "UPDATE sqlite_sequence SET seq = 'many'", "DROP TABLE meta"],
+)
+def test_a_copy_that_makes_no_sense_is_replaced(path, good, change):
+    with closing(sqlite3.connect(good)) as db:
+        db.execute(change)
+        db.execute("UPDATE checks SET sum = '0'")
+        db.commit()
+    assert keep_good_copy(path) and content(good) == content(path)
 
 
 # Damage names the copy
