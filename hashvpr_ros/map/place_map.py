@@ -523,8 +523,13 @@ class PlaceMap:
                 except MapError:
                     if must_flush:
                         raise
-                db = self._open_reader()
-                if db is None:  # in memory there is but one connection
+                try:
+                    db = self._open_reader()
+                except MapError:  # the file was deleted: the open connection reads it still
+                    if must_flush:
+                        raise
+                    db = None
+                if db is None:  # so it is in memory
                     yield self._store.db
                     return
             with closing(db):
@@ -539,7 +544,8 @@ class PlaceMap:
     def copy_to(self, path: str | Path, *, overwrite: bool = False) -> int:
         """Write a complete copy atomically; returns how many keyframes it holds.
 
-        Where the map's own file cannot be written, the copy has what waits for it, too.
+        Where the map's own file cannot be written, or was deleted, the copy has what waits for
+        it, too.
 
         Raises:
             MapError: the target exists and is not to be overwritten, is open, or cannot be

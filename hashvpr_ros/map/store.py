@@ -158,9 +158,13 @@ class Store:
         """Another connection for long reads, which sees what is committed; None in memory.
 
         It must be closed before the store.
+
+        Raises:
+            MapError: the file was deleted or replaced.
         """
         if self._file is None:
             return None
+        self._file.check_in_place()
         return connect_reader(self._file, may_be_written=not self.read_only)
 
     def file_problems(self) -> list[str]:
@@ -211,6 +215,8 @@ class Store:
 
     @contextmanager
     def _transaction(self, doing: str) -> Iterator[None]:
+        if self._file is not None:
+            self._file.check_in_place()
         try:
             self.db.execute("BEGIN IMMEDIATE")
             yield

@@ -1,6 +1,5 @@
 """Killed processes and full disks: nothing that was reported as stored is lost."""
 
-import os
 import random
 import signal
 import time
@@ -15,6 +14,8 @@ from map_helpers import (
     place,
     start,
 )
+
+from hashvpr_ros.errors import MapError
 
 # Pictures of this size make SQLite fold its log into the file several times a run.
 ADD = """
@@ -409,15 +410,43 @@ say("good")
     )
 
 
-def test_a_removed_map_is_an_error_or_works_on(tmp_path):
-    """Someone deletes the file under an open map: no crash, and the path is free again."""
-    with open_map(tmp_path / "m") as place_map:
+@pytest.mark.parametrize("by_another", [False, True])
+def test_a_map_that_is_removed_while_it_is_written_is_an_error_and_can_be_saved(
+    tmp_path, by_another
+):
+    """Someone deletes or replaces the file: others would not find what went on being written."""
+    path = tmp_path / "m"
+    with pytest.raises(MapError, match="was deleted or replaced"), open_map(path) as place_map:
         add_places(place_map, 1, 10)
         place_map.flush()
-        os.unlink(tmp_path / "m")
+        if by_another:
+            make_map(tmp_path / "other", 3).replace(path)
+        else:
+            path.unlink()
         add_places(place_map, 10, 12)
-        place_map.flush()
-        assert len(place_map.features(place_map.ids())) == 11
-    for leftover in tmp_path.iterdir():
-        leftover.unlink()
-    make_map(tmp_path / "m", 3)
+        for use in (
+            place_map.flush,
+            place_map.verify,
+            place_map.keep_good_copy,
+            place_map.clear,
+            lambda: place_map.add_headings({"camera0": 1.0}),
+        ):
+            with pytest.raises(MapError, match=f"{path}: was deleted or replaced .* save"):
+                use()
+        assert len(place_map.features(place_map.ids())) == 11 and place_map.uncommitted() == 2
+        assert place_map.copy_to(tmp_path / "saved") == 11
+    with open_map(tmp_path / "saved", read_only=True) as saved:
+        assert saved.verify() == [] and len(saved) == 11
+    for log in tmp_path.glob("m-*"):
+        log.unlink()
+    if by_another:
+        with open_map(path) as place_map:
+            assert len(place_map) == 3 and place_map.verify() == []
+
+
+def test_a_map_that_is_replaced_while_it_is_read_is_not_mistaken_for_the_other(tmp_path):
+    with open_map(make_map(tmp_path / "m", 5), read_only=True) as place_map:
+        make_map(tmp_path / "other", 3).replace(tmp_path / "m")
+        with pytest.raises(MapError, match="was deleted or replaced"):
+            place_map.verify()
+        assert place_map.copy_to(tmp_path / "saved") == 5
