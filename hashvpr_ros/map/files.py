@@ -217,6 +217,12 @@ def temporaries_of(path: Path) -> Iterator[Path]:
     return path.parent.glob(f".{glob.escape(path.name)}.*.new")
 
 
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+
+
 def put(temporary: Path, path: Path, *, overwrite: bool) -> None:
     """Give a finished file its name: no moment shows half a file.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import stat
 import struct
@@ -87,16 +86,6 @@ def _orphans(db: sqlite3.Connection) -> Iterator[str]:
             yield f"{count} {table} belong to no {parent[:-1]}"
 
 
-def copy_database(source: sqlite3.Connection, path: str | Path, *, overwrite: bool) -> int:
-    """Write a complete copy of a map atomically; returns how many keyframes it holds.
-
-    Raises:
-        MapError: the target exists and is not to be overwritten, is open, or cannot be written.
-    """
-    with placed(path, overwrite=overwrite, doing="writing the copy") as temporary:
-        return write_copy(source, temporary)
-
-
 @contextmanager
 def placed(path: str | Path, *, overwrite: bool, doing: str = "writing") -> Iterator[Path]:
     """The name of a temporary file to be written, which becomes `path` where the block ends well.
@@ -118,8 +107,7 @@ def placed(path: str | Path, *, overwrite: bool, doing: str = "writing") -> Iter
             files.refuse_orphan_log(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
+        files.sync(temporary)
         if old is not None:
             files.fold_log(path)
         files.put(temporary, path, overwrite=old is not None)

@@ -61,6 +61,10 @@ class MapNotFoundError(MapError):
     """There is no file at the path."""
 
 
+class NewerMapError(MapError):
+    """The map was made by a newer version than this one."""
+
+
 class WrongModelError(MapError):
     """The map was made by another model than the one in use."""
 
@@ -72,7 +76,7 @@ def check_header(fd: int, path: Path) -> None:
     one would be noticed only when a missing page is first needed.
 
     Raises:
-        MapError: foreign, newer, empty or truncated file.
+        NewerMapError, MapError: foreign, newer, empty or truncated file.
     """
     header = os.pread(fd, 100, 0)
     size = os.fstat(fd).st_size
@@ -96,7 +100,7 @@ def check_header(fd: int, path: Path) -> None:
     if version == 0:
         raise MapError(f"{path}: damaged, it has no schema version; {remedy(path)}")
     if version > SCHEMA_VERSION:
-        raise MapError(
+        raise NewerMapError(
             f"{path}: made by a newer hashvpr_ros (schema {version}, this one reads up to "
             f"{SCHEMA_VERSION}); update hashvpr_ros"
         )

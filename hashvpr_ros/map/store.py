@@ -21,7 +21,7 @@ from hashvpr_ros.map.files import LockedFile
 from hashvpr_ros.map.leftover_log import check_leftover
 from hashvpr_ros.map.log_check import log_problems
 from hashvpr_ros.map.migration import check_before, migrate
-from hashvpr_ros.map.remedy import remedy
+from hashvpr_ros.map.remedy import good_copy_of, remedy
 from hashvpr_ros.map.rows import Row, pose_columns, row_crc
 from hashvpr_ros.map.schema import (
     SCHEMA,
@@ -68,6 +68,10 @@ class Store:
             return cls(db, None, False)
         path = files.resolve(path)
         if files.status(path) is None:
+            if (good := good_copy_of(path)).is_file():
+                raise MapNotFoundError(
+                    f"{path}: no such map, but {remedy(path)}; move {good.name} away to begin anew"
+                )
             if read_only or not create:
                 raise MapNotFoundError(
                     f"{path}: no such map; build one with mode mapping or slam, or with "

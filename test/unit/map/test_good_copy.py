@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import struct
 from contextlib import closing
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from test_durability import on_a_small_disk
 from test_store import crash
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map import files
 from hashvpr_ros.map.edit import MapReader
 from hashvpr_ros.map.good_copy import DamagedMapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.remedy import good_copy_of
-from hashvpr_ros.map.restore import keep_good_copy, restore
-from hashvpr_ros.map.schema import MapNotFoundError
+from hashvpr_ros.map.restore import damage_of, keep_good_copy, restore
+from hashvpr_ros.map.schema import MapNotFoundError, NewerMapError
 
 
 @pytest.fixture
@@ -283,6 +285,18 @@ def test_restore_a_map_that_is_gone(path, good):
     assert content(path) == content(good)
 
 
+@pytest.mark.parametrize("options", [{}, {"read_only": True}, {"create": False}])
+def test_a_map_that_is_gone_is_not_begun_anew_beside_its_copy(path, good, options):
+    path.unlink()
+    before = folder_state(path.parent)
+    with pytest.raises(MapNotFoundError, match=r"map restore .* with 20 keyframes; move"):
+        open_map(path, **options)
+    assert folder_state(path.parent) == before
+    good.unlink()
+    with open_map(path) as place_map:
+        assert len(place_map) == 0
+
+
 def test_a_copy_is_not_put_beside_the_log_of_a_map_that_is_gone(path):
     """SQLite would take the log for the copy's own."""
     keep_good_copy(path)
@@ -307,6 +321,62 @@ def test_restore_refuses(path, tmp_path):
     flip(good, place(8).thumbnail)
     with refused(tmp_path, "the copy is damaged, too (keyframe 8"):
         restore(path)
+
+
+def test_what_must_not_be_read_is_not_damaged(path, good, tmp_path):
+    newer = struct.pack(">I", 9)
+    sound = {p: p.read_bytes() for p in (path, good)}
+    for p, force in ((path, False), (good, True)):
+        p.write_bytes(sound[p][:60] + newer + sound[p][64:])
+        with refused(tmp_path, "made by a newer hashvpr_ros", error=NewerMapError):
+            restore(path, force=force)
+        p.write_bytes(sound[p])
+    # The map is looked at first: it needs no other where it is sound.
+    flip(good, place(8).thumbnail)
+    with refused(tmp_path, f"{path}: is sound"):
+        restore(path)
+    with refused(tmp_path, "the copy is damaged (keyframe 8", "not put in the place of the map"):
+        restore(path, force=True)
+    path.unlink()
+    path.mkdir()
+    with refused(tmp_path, "is not a file"):
+        restore(path)
+
+
+def test_damage_in_a_log_is_damage(path, good):
+    crash(path, 21, 31)
+    log = Path(f"{path}-wal")
+    assert damage_of(path, {}) == []
+    flip(log, place(22).thumbnail)
+    assert [p[:12] for p in damage_of(path, {})] == ["log: damaged"]
+    restored = restore(path)
+    assert restored.keyframes == 20 and Path(f"{restored.set_aside}-wal").exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("at", ["sync", "fold_log", "put"])
+def test_restore_that_is_interrupted_leaves_the_log_with_its_map(
+    path, good, tmp_path, monkeypatch, links, at
+):
+    crash(path, 21, 31)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    def refuse(*_, **__):
+        raise OSError("there are no links")
+
+    before = folder_state(tmp_path)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(files, at, interrupt)
+        if not links:
+            m.setattr(Path, "hardlink_to", refuse)
+        restore(path, force=True)
+    after = folder_state(tmp_path)
+    assert after.keys() == before.keys() and path.stat().st_nlink == 1
+    with open_map(path) as place_map:
+        assert len(place_map) == 30 and place_map.verify() == []
+    assert restore(path, force=True).keyframes == 20
 
 
 def test_restore_leaves_a_map_in_use(path, good):
