@@ -59,7 +59,8 @@ class PlaceMap:
         self.feature_dim = int(meta["feature_dim"])
         text = meta.get("calibration")
         self.calibration = None if text is None else calibration.from_text(text)
-        self.headings_rad: Mapping[str, float] = headings.from_text(meta.get("headings", "{}"))
+        self._headings_kept = meta.get("headings", "{}")
+        self.headings_rad: Mapping[str, float] = headings.from_text(self._headings_kept)
         self.path = "" if store.path is None else str(store.path)
         self._rows = BufferedStore(store, self.path, self.feature_dim, commit_period_s)
         self.read_only = store.read_only
@@ -216,13 +217,15 @@ class PlaceMap:
         """Keep in the map how cameras are turned in the robot, radians to the left.
 
         Raises:
-            MapError: read-only, or it cannot be written.
+            MapError: read-only, or it cannot be written: they count until the map is closed then.
         """
         with self._lock:
             self._check_writable()
-            if dict(self.headings_rad) != {**self.headings_rad, **new}:
-                self.headings_rad = {**self.headings_rad, **new}
-                self._store.set_meta("headings", headings.to_text(self.headings_rad))
+            self.headings_rad = {**self.headings_rad, **new}
+            text = headings.to_text(self.headings_rad)
+            if text != self._headings_kept:  # also where the last time failed
+                self._store.set_meta("headings", text)
+                self._headings_kept = text
 
     def set_poses(self, poses: Mapping[int, Pose]) -> int:
         """Give keyframes the poses that a back end has optimised; found with them from then on.
