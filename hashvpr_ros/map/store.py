@@ -285,6 +285,11 @@ class Store:
                 f"WHERE k.id IN ({marks})",
                 list(poses),
             ).fetchall()
+            if lost := poses.keys() - {id_ for id_, *_ in held}:
+                raise MapError(
+                    f"{self.path}: keyframe {min(lost)} has no feature, so its pose is left; "
+                    f"{remedy(self.path or '')}"
+                )
             before, after, changed = [], [], []
             for id_, session, camera, stamp_ns, *pose, code, crc, feature, jpeg in held:
                 # A checksum that is made anew must not bless damage.

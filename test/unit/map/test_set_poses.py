@@ -82,3 +82,15 @@ def test_damage_is_not_blessed_by_a_checksum_made_anew(path):
             place_map.set_poses({1: moved(1.0), 2: moved(2.0)})
         assert place_map.keyframes([1])[0].pose != moved(1.0)  # its batch was not written
         assert place_map.verify()
+
+
+def test_a_keyframe_whose_feature_is_gone_is_not_said_to_have_its_pose(path):
+    with open_map(path) as place_map:
+        add_places(place_map, 0, 3)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM features WHERE id = 2")
+    with open_map(path) as place_map:
+        before = place_map.keyframes([1, 2])
+        with pytest.raises(MapError, match="keyframe 2 has no feature, so its pose is left"):
+            place_map.set_poses({1: moved(1.0), 2: moved(2.0)})
+        assert place_map.keyframes([1, 2]) == before
