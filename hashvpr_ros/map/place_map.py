@@ -297,11 +297,21 @@ class PlaceMap:
             return self.flush() if self._rows.is_due() else 0
 
     def clear(self) -> int:
-        """Delete all keyframes; returns how many. Their ids are not used again."""
+        """Delete all keyframes, and the calibration, which was measured on them.
+
+        Ids are not used again.
+
+        Returns:
+            how many keyframes there were.
+
+        Raises:
+            MapError: read-only, or it cannot be written; nothing was deleted.
+        """
         with self._lock:
             self._check_writable()
             removed = len(self)
             self._store.clear(self._next_id - 1)
+            self.calibration = None
             self._rows.waiting = {}
             self._index = self._index.emptied()
             self._session_numbers = {}

@@ -327,7 +327,9 @@ class Store:
         self._session_ids = self.sessions()
 
     def clear(self, last_id: int) -> None:
-        """Delete all keyframes and sessions; ids up to `last_id` are not used again.
+        """Delete all keyframes and sessions, and the calibration, which was measured on them.
+
+        Ids up to `last_id` are not used again.
 
         Raises:
             MapError: nothing was deleted.
@@ -337,6 +339,7 @@ class Store:
                 self.db.execute(f"DELETE FROM {table}")
             if verdicts.has_table(self.db):
                 self.db.execute("DELETE FROM verdicts")
+            self.db.execute("DELETE FROM meta WHERE key = 'calibration'")
             # Keyframes that were added but never written have used ids, too.
             self.db.execute("INSERT INTO sqlite_sequence VALUES ('keyframes', ?)", (last_id,))
             checks.count_all(self.db)

@@ -243,8 +243,10 @@ class Runtime:
         """Delete all keyframes; does not wait for the image in the engine."""
         with self._change:
             self.map_changes += 1
-            removed = self.map.clear()
-            self.worker.call(self.recognizer.reset_sequence)
+            cleared = self.map
+            removed = cleared.clear()
+            # Without the calibration of before, too.
+            self.worker.call(lambda: self.recognizer.set_map(cleared))
             return removed
 
     def set_mode(self, mode: Mode) -> Mode:

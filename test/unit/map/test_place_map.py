@@ -23,6 +23,7 @@ from map_helpers import (
 )
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map.calibration import Calibration
 from hashvpr_ros.map.place_map import NewPlace, PlaceMap
 from hashvpr_ros.types import Descriptor, Keyframe, Pose
 
@@ -315,6 +316,20 @@ def test_an_unused_map_cleared_before_its_first_batch(tmp_path):
         assert place_map.clear() == 3
     with open_map(tmp_path / "m") as place_map:
         assert add_places(place_map, 1, 2) == [4]
+
+
+@KINDS
+def test_a_cleared_map_is_not_calibrated(tmp_path, kind):
+    with new_map(kind, tmp_path) as place_map:
+        add_places(place_map, 1, 4)
+        place_map.set_calibration(Calibration(2.0, 0.5, 5, 5))
+        place_map.add_headings({"camera0": 1.0})  # which is of the robot
+        place_map.clear()
+        assert place_map.calibration is None and place_map.verify() == []
+        if kind == "file":
+            place_map.close()
+            with new_map(kind, tmp_path) as again:
+                assert again.calibration is None and again.headings_rad == {"camera0": 1.0}
 
 
 def test_sessions(tmp_path):
