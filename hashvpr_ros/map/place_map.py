@@ -144,15 +144,25 @@ class PlaceMap:
     # Adding
 
     def start_session(self, name: str = "") -> str:
-        """Record what follows under another session; "" makes a UUID."""
+        """Record what follows under another session; "" makes a UUID.
+
+        Raises:
+            MapError: read-only, malformed name, or no number is left for another session.
+        """
         with self._lock:
             self._check_writable()
             check_text(name, "session")
-            self.session = name or str(uuid.uuid4())
-            if self.session not in self._session_numbers:
+            name = name or str(uuid.uuid4())
+            if name not in self._session_numbers:
                 highest = max(self._session_numbers.values(), default=0)
-                self._session_numbers[self.session] = highest + 1
-            return self.session
+                if highest >= MAX_ID:
+                    raise MapError(
+                        f"{self.path}: full, numbers of sessions have reached {MAX_ID}; go on in "
+                        "one of its sessions or start another map"
+                    )
+                self._session_numbers[name] = highest + 1
+            self.session = name
+            return name
 
     def add(
         self,

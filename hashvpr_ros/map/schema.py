@@ -161,7 +161,7 @@ def check_tables(db: sqlite3.Connection, path: Path) -> None:
     """Refuse a file whose tables are not those of a map, or that would run code of its own.
 
     Raises:
-        MapError: tables are missing or altered, or there are triggers or views.
+        MapError: tables or indexes are missing, altered or others, or there are triggers or views.
     """
     found = _objects_of(db)
     for name, (kind, *_) in found.items():
@@ -182,6 +182,13 @@ def check_tables(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: damaged, these tables are missing or altered: {', '.join(sorted(wrong))}; "
             f"{remedy(path)}"
         )
+    for name, (kind, *_) in found.items():
+        # A unique index alone makes SQLite delete what was written before. What `ANALYZE` leaves
+        # is harmless.
+        if name not in _objects() and not name.startswith("sqlite_stat"):
+            raise MapError(
+                f"{path}: holds the {kind} {name!r}, which no map has; drop it, or {remedy(path)}"
+            )
 
 
 def check_meta(have: dict[str, str], want: dict[str, str], path: Path) -> None:

@@ -210,12 +210,19 @@ class Store:
             checks.change(self.db, "verdicts", before, after)
 
     def next_id(self) -> int:
-        """The id that no keyframe has ever had."""
+        """The id that no keyframe has ever had.
+
+        Raises:
+            TypeError: what is kept of it is damaged.
+        """
         found = self.db.execute(
             "SELECT seq FROM sqlite_sequence WHERE name = 'keyframes'"
         ).fetchone()
         highest = self.db.execute("SELECT coalesce(max(id), 0) FROM keyframes").fetchone()[0]
-        return max(found[0] if found else 0, highest) + 1
+        used = found[0] if found else 0
+        if not isinstance(used, int):
+            raise TypeError(f"the highest id is {used!r}")
+        return max(used, highest) + 1
 
     @contextmanager
     def _transaction(self, doing: str) -> Iterator[None]:

@@ -5,11 +5,14 @@ The table is made with the first verdict, so that maps without any are as they w
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from hashvpr_ros.errors import MapError
 
 TABLE = """CREATE TABLE verdicts (
     query_ns INTEGER NOT NULL,
@@ -37,7 +40,13 @@ def has_table(db: sqlite3.Connection) -> bool:
 
 
 def write(db: sqlite3.Connection, new: StoredVerdict) -> None:
-    """Add a verdict, or replace the one on the same closure; within a transaction."""
+    """Add a verdict, or replace the one on the same closure; within a transaction.
+
+    Raises:
+        MapError: its log odds are not a number, for which SQLite would store nothing.
+    """
+    if new.log_odds is not None and math.isnan(new.log_odds):
+        raise MapError(f"the log odds of the closure at {new.query_ns} ns are not a number")
     if not has_table(db):
         db.execute(TABLE)
     row = (new.query_ns, new.match_id, new.verdict, new.log_odds)

@@ -45,6 +45,19 @@ def test_a_map_that_is_read_only_takes_none(path):
     assert path.read_bytes() == before
 
 
+def test_no_number_is_no_log_odds(path):
+    before = path.read_bytes()
+    with PlaceMap.open(path) as place_map:
+        with pytest.raises(MapError, match="closure at 9 ns are not a number"):
+            place_map.add_verdict(StoredVerdict(9, 7, "accepted", float("nan")))
+        place_map.flush()
+    assert path.read_bytes() == before
+    with open_map(path) as place_map:
+        place_map.add_verdict(StoredVerdict(9, 7, "accepted", float("-inf")))
+        assert place_map.read_verdicts()[0].log_odds == float("-inf")
+        assert place_map.verify() == []
+
+
 def test_damage_is_found(path):
     with closing(sqlite3.connect(path)) as db:
         db.execute("UPDATE verdicts SET log_odds = 4.6 WHERE match_id = 7")

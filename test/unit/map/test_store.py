@@ -26,6 +26,7 @@ from map_helpers import (
 )
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map import checks
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.schema import MapNotFoundError, WrongModelError
 
@@ -238,6 +239,9 @@ def test_another_model_leaves_even_a_file_in_rollback_mode_alone(tmp_path):
             "out of range",
         ),
         ("UPDATE sqlite_sequence SET seq = 'many'", "damaged"),
+        ("UPDATE sqlite_sequence SET seq = 20.5", "damaged .the highest id is 20.5"),
+        ("CREATE UNIQUE INDEX i ON thumbnails (id)", "holds the index 'i', which no map"),
+        ("CREATE TABLE t (x)", "holds the table 't', which no map"),
     ],
 )
 def test_damaged_content(path, change, reason, read_only):
@@ -257,6 +261,29 @@ def test_a_wrong_model_with_a_log_left_over_keeps_the_log(path):
     assert after == before
     with open_map(path, read_only=True) as place_map:
         assert len(place_map) == 29
+
+
+def test_what_sqlite_learns_of_a_file_is_no_damage(path):
+    with altered(path) as db:
+        db.execute("ANALYZE")
+        assert db.execute("SELECT count(*) FROM sqlite_stat1").fetchone() != (0,)
+    with open_map(path) as place_map:
+        assert len(place_map) == 20 and place_map.verify() == []
+
+
+def test_the_number_of_a_session_that_is_used_up(path):
+    with altered(path) as db:
+        db.execute("UPDATE sessions SET id = 2147483647")
+        db.execute("UPDATE keyframes SET session_id = 2147483647")
+        checks.count_all(db)
+    refused(path, "full, numbers of sessions have reached", session="t")
+    with open_map(path, session="s") as place_map:
+        with pytest.raises(MapError, match="go on in one of its sessions"):
+            place_map.start_session("t")
+        assert place_map.session == "s"
+        add_places(place_map, 21, 22)
+    with open_map(path, session="s") as place_map:
+        assert len(place_map) == 21 and place_map.verify() == []
 
 
 def test_an_id_that_is_used_up(path):
