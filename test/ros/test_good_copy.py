@@ -113,6 +113,19 @@ def test_a_map_that_cannot_be_read_is_refused_with_the_copy(start, path, good):
     assert node.change("configure"), node.text()
 
 
+def test_a_map_that_is_gone_is_not_begun_anew_beside_its_copy(start, path, good):
+    node = start(map__path=str(path), **EVERYTHING).activate()
+    record(node, 1, 3)
+    assert node.stop() == 0
+    path.unlink()
+    node = start(map__path=str(path), **EVERYTHING)
+    assert not node.change("configure")
+    assert node.logged(f"`hashvpr map restore {path}` brings back the last good copy, of 20") == 1
+    assert not path.exists()
+    assert restore(path).keyframes == 2
+    assert node.change("configure"), node.text()
+
+
 def test_loading_another_map_keeps_copies_of_both(start, path, good):
     other = path.with_name("other.vprmap")
     for target in (other, path):
