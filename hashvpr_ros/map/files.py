@@ -67,15 +67,19 @@ class LockedFile:
                 raise
             _open_here.add(self._key)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether this file is the one that a path leads to now."""
+        now = status(path)
+        # Both are asked anew: a union file system gives a file another number when it is written.
+        return now is not None and os.path.samestat(now, os.fstat(self.fd))
+
     def check_in_place(self) -> None:
         """Refuse to go on where others would not find what is written.
 
         Raises:
             MapError: the file was deleted, or another has its name.
         """
-        now = status(self.path)
-        # Both are asked anew: a union file system gives a file another number when it is written.
-        if now is None or not os.path.samestat(now, os.fstat(self.fd)):
+        if not self.is_at(self.path):
             raise MapError(
                 f"{self.path}: was deleted or replaced while it was open; save what this process "
                 "has of it under another name (~/save_map)"

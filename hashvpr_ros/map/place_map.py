@@ -17,7 +17,7 @@ from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import calibration, good_copy, headings, verdicts
 from hashvpr_ros.map.buffered import BufferedStore, chunks, damaged
 from hashvpr_ros.map.ceiling import BoundedIndex, Views, new_index
-from hashvpr_ros.map.files import size_of, wal_of
+from hashvpr_ros.map.files import resolve, size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
 from hashvpr_ros.map.loading import fill_index
@@ -534,6 +534,16 @@ class PlaceMap:
             )
 
     # Keeping
+
+    def is_at(self, path: str | Path) -> bool:
+        """Whether this map is the file that a path leads to now; not where that was replaced.
+
+        Raises:
+            MapError: the path cannot be looked at.
+        """
+        with self._lock:
+            self._check_open()
+            return self._store.is_at(resolve(path))
 
     @contextmanager
     def _snapshot(self, *, must_flush: bool = True) -> Iterator[sqlite3.Connection]:

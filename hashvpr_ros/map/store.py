@@ -171,6 +171,10 @@ class Store:
         self._file.check_in_place()
         return connect_reader(self._file, may_be_written=not self.read_only)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether this map is the file that a path leads to now."""
+        return self._file is not None and self._file.is_at(path)
+
     def file_problems(self) -> list[str]:
         """Damage in the file and its log that is not seen through a connection."""
         if self._file is None or not self._file.locked:

@@ -197,7 +197,7 @@ class Runtime:
         if not path:
             raise MapError("the path of the map to load is empty; give the path of a file")
         with self._change:
-            if self._is_present(path):
+            if self.map.is_at(path):
                 self.commit()
                 return self.map
             # Before it is opened for writing, which changes the file.
@@ -218,12 +218,6 @@ class Runtime:
         """Have read what the first image would read for the first time."""
         ids, _ = place_map.search(np.zeros(CODE_BYTES, np.uint8), self.config.matching.top_k)
         place_map.features(ids)
-
-    def _is_present(self, path: str) -> bool:
-        try:
-            return bool(self.map.path) and Path(path).expanduser().samefile(self.map.path)
-        except OSError:
-            return False
 
     def _swap(self, new: PlaceMap) -> None:
         old = self.map

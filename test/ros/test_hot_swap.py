@@ -167,3 +167,17 @@ def test_a_load_that_fails_leaves_the_old_map_in_use(start, maps, tmp_path):
     assert damaged.read_bytes() == bytes(content)
     with PlaceMap.open(damaged, read_only=True) as place_map:
         assert place_map.verify()
+
+
+def test_a_map_that_was_replaced_on_the_disk_is_loaded_from_there(start, maps, tmp_path):
+    path = tmp_path / "m.vprmap"
+    for source, name in zip(maps, (path, tmp_path / "new.vprmap"), strict=True):
+        with PlaceMap.open(source, read_only=True) as place_map:
+            place_map.copy_to(name)
+    node = start(map__path=str(path), mode="localization", **EVERYTHING).activate()
+    before = node.call(LoadMap, "load_map", path=str(path))  # nothing to do
+    (tmp_path / "new.vprmap").replace(path)
+    after = node.call(LoadMap, "load_map", path=str(path))
+    assert (before.result, after.result) == (LoadMap.Response.RESULT_OK,) * 2, after.message
+    assert (before.map_id, after.map_id) == (ids_of(maps[0]), ids_of(path))
+    assert after.keyframes == BIG + len(PICTURES)

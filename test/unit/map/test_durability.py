@@ -446,7 +446,10 @@ def test_a_map_that_is_removed_while_it_is_written_is_an_error_and_can_be_saved(
 
 def test_a_map_that_is_replaced_while_it_is_read_is_not_mistaken_for_the_other(tmp_path):
     with open_map(make_map(tmp_path / "m", 5), read_only=True) as place_map:
+        (tmp_path / "link").symlink_to("m")
+        assert place_map.is_at(tmp_path / "link") and not place_map.is_at(tmp_path / "none")
         make_map(tmp_path / "other", 3).replace(tmp_path / "m")
+        assert not place_map.is_at(tmp_path / "m")
         with pytest.raises(MapError, match="was deleted or replaced"):
             place_map.verify()
         assert place_map.copy_to(tmp_path / "saved") == 5
