@@ -20,6 +20,7 @@ from hashvpr_ros.cli.common import (
     table,
     write_json,
 )
+from hashvpr_ros.cli.outputs import PLOT_FILE
 from hashvpr_ros.errors import ConfigError
 
 _NODE_PLACES, _NODE_SIZE, _NODE_IMAGES = 10_000, (480, 640), 200
@@ -83,7 +84,7 @@ class _Bench(click.Group):
 @json_option
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PLOT_FILE,
     default=None,
     help="Also draw the numbers (.png or .svg).",
 )
@@ -109,10 +110,6 @@ def command(
         return
     if node and plot:
         raise ConfigError("--plot draws search and engine: leave out --node")
-    if plot and plot.suffix not in (".png", ".svg"):
-        raise ConfigError(f"{plot}: --plot writes .png or .svg")
-    if plot and not plot.parent.is_dir():
-        raise ConfigError(f"{plot.parent}: no such folder; give another path to --plot")
     result: dict[str, Any] = {"version": __version__, "machine": machine()}
     if node:
         result["node"] = _node(engine_path, hz)

@@ -6,13 +6,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hashvpr_ros.errors import ConfigError, MapError
+from hashvpr_ros.cli.outputs import JSON_FILE, write_json_text
+from hashvpr_ros.errors import MapError
 
 if TYPE_CHECKING:
     from hashvpr_ros.map.place_map import PlaceMap
@@ -27,7 +27,7 @@ engine_option = click.option(
 json_option = click.option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=JSON_FILE,
     default=None,
     help="Also write the numbers to this file.",
 )
@@ -71,28 +71,11 @@ def write_json(path: Path | None, value: object) -> None:
     """Write JSON atomically, NaN and infinity as null; None writes nothing.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the file cannot be written, or is of another kind.
     """
     if path is None:
         return
-    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as e:
-        with suppress(OSError):
-            temporary.unlink()
-        raise ConfigError(f"{path}: cannot be written: {e.strerror}; give another path") from e
+    write_json_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -19,6 +19,7 @@ from hashvpr_ros.cli.common import (
     ticker,
     write_json,
 )
+from hashvpr_ros.cli.outputs import HTML_FILE
 from hashvpr_ros.errors import ConfigError
 
 _LAYOUTS = ("auto", "vpr-bench", "utm", "nordland")  # datasets.registry has the same
@@ -54,7 +55,7 @@ _LAYOUTS = ("auto", "vpr-bench", "utm", "nordland")  # datasets.registry has the
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=HTML_FILE,
     default=None,
     help="With --ablate: an HTML file with curves, the similarity matrix and the mistakes.",
 )

@@ -25,6 +25,9 @@ from hashvpr_ros.errors import MapError
 _open_here: set[tuple[int, int]] = set()
 _registry = threading.Lock()
 
+_BESIDE = ("-journal", "-wal", "-shm")  # what SQLite keeps beside a file
+_KEPT_NAMES = (*_BESIDE, ".good")
+
 
 class LockedFile:
     """A file held open under a lock: one writer, or any number of readers.
@@ -147,6 +150,19 @@ def refuse_orphan_log(path: Path) -> None:
             )
 
 
+def refuse_kept_name(path: Path) -> None:
+    """Refuse to write under a name that is that of a map's log or of its good copy.
+
+    Raises:
+        MapError: it is.
+    """
+    if path.name.endswith(_KEPT_NAMES):
+        raise MapError(
+            f"{path}: is the name of what a map keeps beside it (NAME.good, or its log); "
+            "give another path"
+        )
+
+
 def fold_log(path: Path) -> None:
     """Fold the log of a file into it, so that another file can take its place.
 
@@ -226,6 +242,6 @@ def put(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 def discard(temporary: Path) -> None:
     """Remove a temporary file and what SQLite keeps beside it, where there are any."""
-    for suffix in ("", "-journal", "-wal", "-shm"):
+    for suffix in ("", *_BESIDE):
         with suppress(OSError):
             os.unlink(f"{temporary}{suffix}")
