@@ -88,9 +88,15 @@ def _finite(value: Any) -> Any:
 
 
 def keep_good_copy(of: Path | PlaceMap) -> None:
-    """Keep a good copy of a map before it is changed or replaced; say it where none is made."""
-    from hashvpr_ros.map import restore
+    """Keep a good copy of a map before it is changed or replaced; say it where none is made.
 
+    Raises:
+        MapError: it is no map of its own, but what another map keeps beside it.
+    """
+    from hashvpr_ros.map import files, restore
+
+    if isinstance(of, Path):
+        files.refuse_kept_name(of)
     try:
         if isinstance(of, Path):
             restore.keep_good_copy(of)

@@ -140,6 +140,7 @@ def _new_or(out: Path) -> Iterator[Path]:
         yield out
         return
     out = files.resolve(out)
+    files.refuse_kept_name(out)
     files.refuse_orphan_log(out)
     path = files.temporary_beside(out)
     try:

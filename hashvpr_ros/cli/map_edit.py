@@ -18,6 +18,7 @@ from hashvpr_ros.cli.common import (
     ticker,
     write_json,
 )
+from hashvpr_ros.cli.outputs import EXPORT_FILE
 from hashvpr_ros.errors import ConfigError
 
 _map_argument = click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
@@ -215,7 +216,7 @@ def split(
 
 @click.command()
 @_map_argument
-@_out_argument
+@click.argument("out", type=EXPORT_FILE)
 @click.option("--format", "form", type=click.Choice(["csv", "tum", "npz"]), required=True)
 @_overwrite_option
 @json_option

@@ -73,6 +73,7 @@ class OutFile(click.Path):
 
 JSON_FILE = OutFile("JSON", b"{", b"[", make_folder=True)
 HTML_FILE = OutFile("HTML", b"<")
+EXPORT_FILE = OutFile("export", b"id,", b"# timestamp", b"PK", make_folder=True)
 PLOT_FILE = OutFile("plot", b"\x89PNG", b"<", suffixes=(".png", ".svg"))
 
 

@@ -412,6 +412,7 @@ def _create_tables(db: sqlite3.Connection, meta: dict[str, str]) -> None:
 
 def _create_file(path: Path, meta: dict[str, str]) -> None:
     """Make an empty map under another name and move it into place: no moment shows half a map."""
+    files.refuse_kept_name(path)
     files.refuse_orphan_log(path)
     temporary = files.temporary_beside(path)
     try:

@@ -20,7 +20,7 @@ from hashvpr_ros.errors import EngineError, HashVprError, MapError
 from hashvpr_ros.map.good_copy import DamagedMapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.remedy import remedy
-from hashvpr_ros.map.restore import damage_of
+from hashvpr_ros.map.restore import damage_of, keep_good_copy
 from hashvpr_ros.mapping.instants import Instants
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.ros.worker import Worker
@@ -121,6 +121,22 @@ class Runtime:
             self._on_error(e)
         except MapError as e:
             _log.warning("%s; the former copy stays", e)
+
+    def save_copy(self, path: Path, *, overwrite: bool) -> int:
+        """Write a complete copy of the map; of a map that it replaces, the good copy stays.
+
+        Returns:
+            how many keyframes it holds.
+
+        Raises:
+            MapError: it cannot be written.
+        """
+        if overwrite and self.config.map.keep_good_copy:
+            try:
+                keep_good_copy(path)
+            except MapError as e:
+                _log.warning("no good copy is made of what is replaced: %s", e)
+        return self.map.copy_to(path, overwrite=overwrite)
 
     @property
     def map(self) -> PlaceMap:

@@ -1,6 +1,7 @@
 """What commands write beside what they print replaces nothing but what they wrote before."""
 
 import os
+from pathlib import Path
 
 import pytest
 from cli_helpers import refused, strict_json, well
@@ -8,7 +9,7 @@ from test_map_command import small_map
 
 from hashvpr_ros.cli.common import write_json
 from hashvpr_ros.cli.outputs import HTML_FILE, JSON_FILE, PLOT_FILE, check_folder
-from hashvpr_ros.errors import ConfigError, HashVprError
+from hashvpr_ros.errors import ConfigError, HashVprError, MapError
 from hashvpr_ros.map.place_map import PlaceMap
 
 
@@ -31,6 +32,38 @@ def test_what_a_map_keeps_beside_it_is_not_written(run, tmp_path, suffix):
     path = small_map(tmp_path / "m", 3)
     refused(run("map", "info", path, "--json", f"{path}{suffix}"), suffix, "keeps beside it")
     assert os.listdir(tmp_path) == ["m"]
+
+
+def test_an_export_replaces_exports_alone(run, tmp_path):
+    path, other = small_map(tmp_path / "m", 3), small_map(tmp_path / "n", 4)
+    for out, said in (
+        (other, "is no export"),
+        (path, "is no export"),
+        (f"{other}.good", "keeps beside it"),
+        (f"{other}-wal", "keeps beside it"),
+    ):
+        done = run("map", "export", path, out, "--format", "csv", "--overwrite")
+        refused(done, out, said)
+    assert sorted(os.listdir(tmp_path)) == ["m", "n"]
+    assert PlaceMap.read_info(other).keyframes == 4
+    for form in ("csv", "npz", "csv"):
+        well(run("map", "export", path, tmp_path / "x", "--format", form, "--overwrite"))
+
+
+@pytest.mark.parametrize("suffix", ["-wal", ".good"])
+def test_no_map_is_made_where_another_keeps_its_files(run, images, tmp_path, suffix):
+    path = small_map(tmp_path / "m", 3)
+    out = Path(f"{path}{suffix}")
+    refused(run("map", "build", out, "--images", images), out, "keeps beside it")
+    refused(run("map", "split", path, out, "--session", "s3"), out, "keeps beside it")
+    done = run("map", "split", path, out, "--session", "s3", "--overwrite")
+    refused(done, out, "keeps beside it")
+    with PlaceMap.open(path, session="t") as place_map:
+        with pytest.raises(MapError, match="keeps beside it"):
+            place_map.copy_to(out, overwrite=True)
+        with pytest.raises(MapError, match="keeps beside it"):
+            PlaceMap.open(f"{tmp_path / 'new'}{suffix}", "ab" * 32, 4)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["m"]
 
 
 def test_json_replaces_json_and_what_is_empty(tmp_path):
