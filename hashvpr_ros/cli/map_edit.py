@@ -63,7 +63,6 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
         keep_good_copy(out)
     merged = merge_maps(maps, out, overwrite=overwrite)
     total = sum(m.keyframes - m.taken_once for m in merged)
-    write_json(json_path, {"keyframes": total, "maps": [dataclasses.asdict(m) for m in merged]})
     for path, m in zip(maps, merged, strict=True):
         once = f", {m.taken_once} of them in an earlier map already" if m.taken_once else ""
         click.echo(f"{path}: {m.keyframes} keyframes{once}")
@@ -73,6 +72,7 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
             click.echo(f"  ids {ids.first_id} to {ids.last_id} {what}")
     click.echo(f"{out}: {total} keyframes")
     _tell_calibration(calibrated)
+    write_json(json_path, {"keyframes": total, "maps": [dataclasses.asdict(m) for m in merged]})
 
 
 @click.command()
@@ -143,7 +143,6 @@ def prune(
             overwrite=overwrite,
             progress=ticker(bar),
         )
-    write_json(json_path, dataclasses.asdict(pruned))
     click.echo(
         f"{out}: {pruned.after} of {pruned.before} keyframes, {pruned.file_bytes / 1e6:.2f} MB\n"
         f"  {pruned.near_own_session} went for an older one of their session near them\n"
@@ -157,6 +156,7 @@ def prune(
             "or --within-rad"
         )
     _tell_calibration(calibrated)
+    write_json(json_path, dataclasses.asdict(pruned))
 
 
 class _Stamp(click.ParamType):
@@ -209,9 +209,9 @@ def split(
     count, total = split_map(
         path, out, sessions=sessions, from_ns=from_ns, to_ns=to_ns, overwrite=overwrite
     )
-    write_json(json_path, {"keyframes": count, "of": total})
     click.echo(f"{out}: {count} of {total} keyframes")
     _tell_calibration(calibrated)
+    write_json(json_path, {"keyframes": count, "of": total})
 
 
 @click.command()
@@ -232,7 +232,6 @@ def export(path: Path, out: Path, form: str, overwrite: bool, json_path: Path | 
     from hashvpr_ros.map.export import export_map
 
     exported = export_map(path, out, form, overwrite=overwrite)
-    write_json(json_path, dataclasses.asdict(exported))
     left_out = [
         f"{count} {why}"
         for count, why in (
@@ -245,6 +244,7 @@ def export(path: Path, out: Path, form: str, overwrite: bool, json_path: Path | 
         f"{out}: {exported.keyframes} keyframes"
         + (f"; left out: {', '.join(left_out)}" if left_out else "")
     )
+    write_json(json_path, dataclasses.asdict(exported))
 
 
 @click.command()
@@ -273,7 +273,6 @@ def reembed(
         keep_good_copy(out)
     with progress_bar(total, "describing") as bar:
         counts = reembed_map(path, out, engine, overwrite=overwrite, progress=ticker(bar))
-    write_json(json_path, dataclasses.asdict(counts))
     click.echo(
         f"{out}: {counts.keyframes} of {total} keyframes by {engine.info.name}, from thumbnails: "
         "less accurate than from the full images"
@@ -285,6 +284,7 @@ def reembed(
         if count:
             click.echo(f"  left out: {count} {why}")
     _tell_calibration(calibrated)
+    write_json(json_path, dataclasses.asdict(counts))
 
 
 COMMANDS = (merge, prune, split, export, reembed)
