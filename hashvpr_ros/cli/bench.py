@@ -12,6 +12,7 @@ import click
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import (
+    FiniteRange,
     engine_option,
     json_option,
     machine,
@@ -79,7 +80,7 @@ class _Bench(click.Group):
     help=f"Instead, play {_NODE_IMAGES} images of {_NODE_SIZE[1]}x{_NODE_SIZE[0]} at --hz to a "
     f"real node with {_NODE_PLACES:,} places, over DDS (needs ROS 2 and the built messages).",
 )
-@click.option("--hz", type=click.FloatRange(0.5, 100), default=10.0, show_default=True)
+@click.option("--hz", type=FiniteRange(0.5, 100), default=10.0, show_default=True)
 @engine_option
 @json_option
 @click.option(

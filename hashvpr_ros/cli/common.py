@@ -17,6 +17,17 @@ from hashvpr_ros.errors import MapError
 if TYPE_CHECKING:
     from hashvpr_ros.map.place_map import PlaceMap
 
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN, which compares with none, is in no range, and infinity neither."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 engine_option = click.option(
     "--engine",
     "engine_path",
@@ -42,7 +53,7 @@ def near_options(where: str) -> Callable[[Any], Any]:
     radius = click.option(
         "--radius",
         "radius_m",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         default=4.0,
         show_default=True,
         help=f"With {where}: metres within which two images show one place.",
@@ -50,7 +61,7 @@ def near_options(where: str) -> Callable[[Any], Any]:
     angle = click.option(
         "--angle",
         "angle_deg",
-        type=click.FloatRange(0, 180),
+        type=FiniteRange(0, 180),
         default=40.0,
         show_default=True,
         help=f"With {where}: degrees by which they may look apart.",

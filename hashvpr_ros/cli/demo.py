@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hashvpr_ros.cli.common import progress_bar, ticker
+from hashvpr_ros.cli.common import FiniteRange, progress_bar, ticker
 from hashvpr_ros.cli.node_run import check_ros, run_node
 from hashvpr_ros.cli.outputs import check_folder
 from hashvpr_ros.cli.run_report import make_run, show_run
@@ -36,7 +36,7 @@ _PLAY_HZ = 10.0  # images a second, as most robots give
 )
 @click.option(
     "--hz",
-    type=click.FloatRange(0.5, 60.0),
+    type=FiniteRange(0.5, 60.0),
     default=_PLAY_HZ,
     show_default=True,
     help="Images a second that are played.",

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hashvpr_ros.cli.common import (
+    FiniteRange,
     engine_option,
     json_option,
     keep_good_copy,
@@ -80,7 +81,7 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
 @_out_argument
 @click.option("--keep", type=click.IntRange(min=1), help="Stop at this many keyframes.")
 @click.option(
-    "--max-mb", type=click.FloatRange(min=0, min_open=True), help="Stop at a file of this many MB."
+    "--max-mb", type=FiniteRange(min=0, min_open=True), help="Stop at a file of this many MB."
 )
 @click.option(
     "--within-bits",
@@ -91,14 +92,14 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
 )
 @click.option(
     "--within-m",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=1.0,
     show_default=True,
     help="Poses are near that are at most this many metres apart,",
 )
 @click.option(
     "--within-rad",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.35,
     show_default=True,
     help="and turned by at most this many radians.",
@@ -159,6 +160,9 @@ def prune(
     write_json(json_path, dataclasses.asdict(pruned))
 
 
+_MOST_S = (2**63 - 1) // 10**9  # of a stamp in nanoseconds
+
+
 class _Stamp(click.ParamType):
     """Seconds as decimals, since a float64 of today's is exact to 240 ns only."""
 
@@ -166,12 +170,15 @@ class _Stamp(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         try:
-            ns = round(Decimal(value).scaleb(9))
-        except (InvalidOperation, ValueError, OverflowError):
+            seconds = Decimal(value)
+        except InvalidOperation:
+            seconds = Decimal("nan")
+        if seconds.is_nan():
             self.fail(f"{value!r} is no number of seconds.", param, ctx)
-        if not -(2**63) <= ns < 2**63:
+        # Asked before it becomes an integer, which could have any number of digits.
+        if not -_MOST_S <= seconds <= _MOST_S:
             self.fail(f"{value!r} is out of range.", param, ctx)
-        return ns
+        return round(seconds.scaleb(9))
 
 
 @click.command()

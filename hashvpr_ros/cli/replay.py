@@ -15,6 +15,7 @@ import click
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import (
+    FiniteRange,
     json_option,
     machine,
     near_options,
@@ -79,7 +80,7 @@ _TRUTH_AGE_S = 0.2  # an image has a true pose where one is known within this ti
 @click.option("--ros", is_flag=True, help="Play the bag to a live node over DDS instead.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0.01, 100.0),
+    type=FiniteRange(0.01, 100.0),
     default=1.0,
     show_default=True,
     help="With --ros: times the bag's own speed.",

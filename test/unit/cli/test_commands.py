@@ -107,6 +107,8 @@ def test_an_error_is_one_line_in_a_process_too(tmp_path):
         (["query", "m", "i", "--top-k", "many"], ["--top-k", "many"]),
         (["query", "m", "i", "--show", "0"], ["--show"]),
         (["query", "m", "i", "--json", "/"], ["--json"]),
+        (["calibrate", "m", "--radius", "nan"], ["--radius", "not a finite number"]),
+        (["calibrate", "m", "--radius", "inf"], ["--radius", "not a finite number"]),
         (["evaluate"], ["FOLDER"]),
         (["evaluate", "f", "--top-k", "0"], ["--top-k"]),
         (["evaluate", "f", "--tolerance", "-1"], ["--tolerance"]),

@@ -310,6 +310,10 @@ def test_prune(run, images, built, tmp_path):
         ["--max-mb", "0"],
         ["--within-bits", "-1"],
         ["--within-m", "x"],
+        ["--within-m", "nan"],
+        ["--within-rad", "nan"],
+        ["--max-mb", "nan"],
+        ["--max-mb", "inf"],
     ):
         refused(run("map", "prune", built, out, *words), words[0])
     assert built.read_bytes() == before
@@ -334,7 +338,7 @@ def test_split(run, images, built, tmp_path):
     assert "2 of 8 keyframes" in well(done) and sessions_of(out) == [("first", 2)]
     refused(run("map", "split", built, out, "--session", "no", "--overwrite"), "'no'", "'second'")
     refused(run("map", "split", built, out), "--session NAME")
-    for text in ("soon", "nan", "1e30", "inf"):
+    for text in ("soon", "nan", "snan", "1e30", "inf", "1e99999999", "9223372037"):
         refused(run("map", "split", built, out, "--from-s", text), "--from-s", text)
     assert sessions_of(out) == [("first", 2)] and built.read_bytes() == before
 
