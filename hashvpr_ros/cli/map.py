@@ -212,11 +212,11 @@ def verify(path: Path) -> None:
 
     with PlaceMap.open(path, read_only=True, create=False) as place_map:
         problems = place_map.verify()
-        count, schema = len(place_map), place_map.info().schema_version
-    if problems:
         for problem in problems:
             click.echo(problem)
-        raise MapError(f"{path}: damaged ({len(problems)} problems); {remedy(path)}")
+        if problems:
+            raise MapError(f"{path}: damaged ({len(problems)} problems); {remedy(path)}")
+        count, schema = len(place_map), place_map.info().schema_version
     click.echo(f"{path}: sound, {count} keyframes")
     if schema < 2:
         click.echo(

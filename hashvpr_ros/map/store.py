@@ -21,7 +21,7 @@ from hashvpr_ros.map.files import LockedFile
 from hashvpr_ros.map.log_check import log_problems
 from hashvpr_ros.map.migration import check_before, migrate
 from hashvpr_ros.map.remedy import remedy
-from hashvpr_ros.map.rows import Row, pose_columns, row_crc
+from hashvpr_ros.map.rows import Row, matches_crc, pose_columns, row_crc
 from hashvpr_ros.map.schema import (
     SCHEMA,
     SQLITE_ERRORS,
@@ -275,7 +275,7 @@ class Store:
             before, after, changed = [], [], []
             for id_, session, camera, stamp_ns, *pose, code, crc, feature, jpeg in held:
                 # A checksum that is made anew must not bless damage.
-                if row_crc(camera, stamp_ns, pose, code, feature, jpeg) != crc:
+                if not matches_crc(crc, camera, stamp_ns, pose, code, feature, jpeg):
                     raise MapError(
                         f"{self.path}: keyframe {id_} does not match its checksum, so its pose is "
                         f"left; {remedy(self.path or '')}"

@@ -1,6 +1,8 @@
 """`hashvpr map` as a newcomer runs it: real maps, and every wrong turn."""
 
 import re
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -224,6 +226,19 @@ def test_a_damaged_map(run, built):
     assert "keyframe 2" in done.out
     built.write_bytes(whole[: len(whole) // 2])
     refused(run("map", "verify", built), built)
+
+
+def test_damage_that_info_stops_at_is_listed(run, tmp_path):
+    path = small_map(tmp_path / "m", 3)
+    for table in ("keyframes SET camera = CAST(camera AS BLOB)", "sessions SET name = x'00'"):
+        with closing(sqlite3.connect(path)) as db:
+            db.execute(f"UPDATE {table} WHERE id = 1")
+            db.commit()
+        refused(run("map", "info", path, "--json", tmp_path / "x"), path, "damaged (a name is no")
+        done = run("map", "verify", path)
+        refused(done, path, "damaged (")
+        assert "do not match their checksum" in done.out or "keyframe 1: its content" in done.out
+    assert not (tmp_path / "x").exists()
 
 
 # map merge, prune, split, export, reembed
