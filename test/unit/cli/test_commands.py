@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,25 @@ def test_interrupting_is_no_traceback(built, tmp_path):
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out, err.strip()) == (130, "", "hashvpr: interrupted")
+
+
+def test_a_name_that_is_no_text_is_told_escaped(built, tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.vprmap")
+    shutil.copy(built, path)
+    for words, told in (
+        (["verify"], "sound, 4 keyframes"),
+        (["info", "--json", f"{path}.json"], "keyframes"),
+    ):
+        done = subprocess.run(
+            [*COMMAND, "map", *words, path],
+            capture_output=True, env=ENVIRONMENT | {"PYTHONIOENCODING": "utf-8"},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"") and told in done.stdout.decode()
+    done = subprocess.run(
+        [*COMMAND, "map", "split", path, f"{path}2", "--session", "first"],
+        capture_output=True, env=ENVIRONMENT | {"PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert done.returncode == 0 and rb"\udcff.vprmap2: 4 of 4 keyframes" in done.stdout
 
 
 def test_a_full_disk_is_one_line():
