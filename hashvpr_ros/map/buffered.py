@@ -127,7 +127,7 @@ class BufferedStore:
         """The JPEG of a keyframe, or None where none was stored."""
         if row := self.waiting.get(id_):
             return row.thumbnail
-        return self.read(self._store.thumbnail, int(id_))
+        return self.read(self._store.thumbnail, int(id_)) if 1 <= id_ <= MAX_ID else None
 
 
 def damaged(error: Exception, path: str | Path) -> MapError:
