@@ -188,7 +188,12 @@ def fold_log(path: Path) -> None:
 
 def temporary_beside(path: Path) -> Path:
     """A new name in the folder of a file, for what is to take its place."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
+    return path.with_name(f".{_label(path)}.{uuid.uuid4().hex}.new")
+
+
+def _label(path: Path) -> str:
+    """The name of a file, so far as there is room for more; a name has at most 255 bytes."""
+    return os.fsencode(path.name)[:200].decode(errors="ignore")
 
 
 def is_read_only(path: Path) -> bool:
@@ -207,7 +212,7 @@ def is_read_only(path: Path) -> bool:
 
 def temporaries_of(path: Path) -> Iterator[Path]:
     """What `temporary_beside` named and a killed process left."""
-    return path.parent.glob(f".{glob.escape(path.name)}.*.new")
+    return path.parent.glob(f".{glob.escape(_label(path))}.*.new")
 
 
 def put(temporary: Path, path: Path, *, overwrite: bool) -> None:

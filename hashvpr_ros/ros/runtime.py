@@ -30,6 +30,10 @@ _log = logging.getLogger(__name__)
 # A batch is due when it is this old, in commit periods, and is looked at every so often in the
 # rest of the period: so nothing waits longer than the period.
 _COMMIT_SHARE = 0.8
+_KEPT = (
+    "what is not written yet is kept in memory, and save_map on another disk takes it along, from "
+    "where load_map goes on"
+)
 _CLOSED = "the node was cleaned up meanwhile"
 
 
@@ -174,9 +178,10 @@ class Runtime:
 
     def not_written(self, error: HashVprError) -> None:
         """Say that keyframes wait in memory, once however long that lasts."""
-        first, self.write_problem = not self.write_problem, str(error)
+        waiting = MapError(f"{error}; {_KEPT}")
+        first, self.write_problem = not self.write_problem, str(waiting)
         if first:
-            self._on_error(error)
+            self._on_error(waiting)
 
     def set_config(self, config: Config) -> None:
         """Let LIVE settings take effect from the next image on."""

@@ -11,6 +11,7 @@ from map_helpers import add_places, folder_state, make_map, open_map, place, sta
 from test_durability import on_a_small_disk
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map import files
 from hashvpr_ros.map.edit import MapReader
 from hashvpr_ros.map.good_copy import DamagedMapError
 from hashvpr_ros.map.place_map import PlaceMap
@@ -52,6 +53,21 @@ def test_a_copy_is_made_where_something_has_changed(path, tmp_path):
     assert not keep_good_copy(path)
     with PlaceMap.open(good_copy_of(path), read_only=True) as place_map:
         assert place_map.verify() == [] and place_map.headings_rad == {"camera0": 1.0}
+
+
+@pytest.mark.parametrize("name", ["n" * 225, "é" * 112], ids=["long", "long in bytes"])
+def test_a_long_name_is_a_name(tmp_path, name):
+    path = make_map(tmp_path / name, 5)
+    with open_map(path) as place_map:
+        assert place_map.keep_good_copy()
+        assert place_map.copy_to(tmp_path / f"c{name}") == 5
+    path.write_bytes(b"")
+    assert restore(path).keyframes == 5
+    left = files.temporary_beside(good_copy_of(path))
+    left.touch()  # of a killed process
+    with open_map(path) as place_map:
+        add_places(place_map, 6, 7)
+        assert place_map.keep_good_copy() and not left.exists()
 
 
 def test_no_copy_of_nothing(path, tmp_path):
