@@ -22,17 +22,14 @@ from hashvpr_ros.cli.common import (
 from hashvpr_ros.cli.outputs import HTML_FILE
 from hashvpr_ros.errors import ConfigError
 
-_LAYOUTS = ("auto", "vpr-bench", "utm", "nordland")  # datasets.registry has the same
-
 
 @click.command(name="evaluate")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--layout",
-    type=click.Choice(_LAYOUTS),
     default="auto",
     show_default=True,
-    help="VPR-Bench; names with UTM coordinates, 25 m; or two folders frame by frame.",
+    help="vpr-bench; utm: names with UTM coordinates, 25 m; nordland: two folders frame by frame.",
 )
 @engine_option
 @click.option(
