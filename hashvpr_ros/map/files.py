@@ -156,7 +156,7 @@ def refuse_kept_name(path: Path) -> None:
     Raises:
         MapError: it is.
     """
-    if path.name.endswith(_KEPT_NAMES):
+    if path.name[1:].endswith(_KEPT_NAMES):  # a map has a name
         raise MapError(
             f"{path}: is the name of what a map keeps beside it (NAME.good, or its log); "
             "give another path"
