@@ -8,13 +8,14 @@ import click
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import json_option, machine, progress_bar, table, write_json
+from hashvpr_ros.cli.outputs import PLOT_FILE
 
 
 @click.command(name="audit")
 @click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PLOT_FILE,
     default=None,
     help="Also draw the pairs, on the map where it has poses: PNG or SVG.",
 )

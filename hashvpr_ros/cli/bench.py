@@ -12,6 +12,7 @@ import click
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import (
+    FiniteRange,
     engine_option,
     json_option,
     machine,
@@ -20,6 +21,7 @@ from hashvpr_ros.cli.common import (
     table,
     write_json,
 )
+from hashvpr_ros.cli.outputs import PLOT_FILE
 from hashvpr_ros.errors import ConfigError
 
 _NODE_PLACES, _NODE_SIZE, _NODE_IMAGES = 10_000, (480, 640), 200
@@ -78,12 +80,12 @@ class _Bench(click.Group):
     help=f"Instead, play {_NODE_IMAGES} images of {_NODE_SIZE[1]}x{_NODE_SIZE[0]} at --hz to a "
     f"real node with {_NODE_PLACES:,} places, over DDS (needs ROS 2 and the built messages).",
 )
-@click.option("--hz", type=click.FloatRange(0.5, 100), default=10.0, show_default=True)
+@click.option("--hz", type=FiniteRange(0.5, 100), default=10.0, show_default=True)
 @engine_option
 @json_option
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PLOT_FILE,
     default=None,
     help="Also draw the numbers (.png or .svg).",
 )
@@ -109,10 +111,6 @@ def command(
         return
     if node and plot:
         raise ConfigError("--plot draws search and engine: leave out --node")
-    if plot and plot.suffix not in (".png", ".svg"):
-        raise ConfigError(f"{plot}: --plot writes .png or .svg")
-    if plot and not plot.parent.is_dir():
-        raise ConfigError(f"{plot.parent}: no such folder; give another path to --plot")
     result: dict[str, Any] = {"version": __version__, "machine": machine()}
     if node:
         result["node"] = _node(engine_path, hz)

@@ -12,6 +12,7 @@ import numpy as np
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import (
+    FiniteRange,
     engine_option,
     json_option,
     machine,
@@ -33,7 +34,7 @@ _WAYS = {
 
 @click.command(name="loops")
 @click.option(
-    "--length", type=click.FloatRange(40), default=2000.0, show_default=True, help="m of one lap."
+    "--length", type=FiniteRange(40), default=2000.0, show_default=True, help="m of one lap."
 )
 @click.option("--laps", type=click.IntRange(2), default=21, show_default=True)
 @click.option(
@@ -44,7 +45,7 @@ _WAYS = {
     help="Stretches of a lap that look the same.",
 )
 @click.option(
-    "--step", type=click.FloatRange(0.1), default=2.0, show_default=True, help="m between images."
+    "--step", type=FiniteRange(0.1), default=2.0, show_default=True, help="m between images."
 )
 @click.option(
     "--seed", type=int, default=31, show_default=True, help="Of course, light and drift."

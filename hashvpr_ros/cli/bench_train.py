@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from hashvpr_ros.cli.common import json_option, machine, progress_bar, table, write_json
+from hashvpr_ros.cli.outputs import PLOT_FILE
 from hashvpr_ros.cli.train import MISSING
 from hashvpr_ros.errors import ConfigError, HashVprError
 
@@ -25,7 +26,7 @@ from hashvpr_ros.errors import ConfigError, HashVprError
 @click.option("--steps", type=click.IntRange(1), default=4, show_default=True, help="A round.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @json_option
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="A .png or .svg.")
+@click.option("--plot", type=PLOT_FILE, help="A .png or .svg.")
 def command(
     size: str,
     batch: int,
@@ -51,8 +52,6 @@ def command(
         raise ConfigError(f"--image must be a multiple of 14, not {image}")
     if size == "large":
         raise ConfigError("--size large adapts 16 of 24 blocks, so the ways differ; take base")
-    if plot and (plot.suffix not in (".png", ".svg") or not plot.parent.is_dir()):
-        raise ConfigError(f"{plot}: --plot writes .png or .svg into a folder that exists")
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     options = [f"--size={size}", f"--side={image}", f"--batch={batch}", f"--steps={steps}"]
     with progress_bar(rounds * len(WAYS), "training", "run") as bar:

@@ -6,16 +6,27 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hashvpr_ros.errors import ConfigError, MapError
+from hashvpr_ros.cli.outputs import JSON_FILE, write_json_text
+from hashvpr_ros.errors import MapError
 
 if TYPE_CHECKING:
     from hashvpr_ros.map.place_map import PlaceMap
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN, which compares with none, is in no range, and infinity neither."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
 
 engine_option = click.option(
     "--engine",
@@ -27,7 +38,7 @@ engine_option = click.option(
 json_option = click.option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=JSON_FILE,
     default=None,
     help="Also write the numbers to this file.",
 )
@@ -42,7 +53,7 @@ def near_options(where: str) -> Callable[[Any], Any]:
     radius = click.option(
         "--radius",
         "radius_m",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         default=4.0,
         show_default=True,
         help=f"With {where}: metres within which two images show one place.",
@@ -50,7 +61,7 @@ def near_options(where: str) -> Callable[[Any], Any]:
     angle = click.option(
         "--angle",
         "angle_deg",
-        type=click.FloatRange(0, 180),
+        type=FiniteRange(0, 180),
         default=40.0,
         show_default=True,
         help=f"With {where}: degrees by which they may look apart.",
@@ -71,28 +82,11 @@ def write_json(path: Path | None, value: object) -> None:
     """Write JSON atomically, NaN and infinity as null; None writes nothing.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the file cannot be written, or is of another kind.
     """
     if path is None:
         return
-    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as e:
-        with suppress(OSError):
-            temporary.unlink()
-        raise ConfigError(f"{path}: cannot be written: {e.strerror}; give another path") from e
+    write_json_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -105,9 +99,15 @@ def _finite(value: Any) -> Any:
 
 
 def keep_good_copy(of: Path | PlaceMap) -> None:
-    """Keep a good copy of a map before it is changed or replaced; say it where none is made."""
-    from hashvpr_ros.map import restore
+    """Keep a good copy of a map before it is changed or replaced; say it where none is made.
 
+    Raises:
+        MapError: it is no map of its own, but what another map keeps beside it.
+    """
+    from hashvpr_ros.map import files, restore
+
+    if isinstance(of, Path):
+        files.refuse_kept_name(of)
     try:
         if isinstance(of, Path):
             restore.keep_good_copy(of)

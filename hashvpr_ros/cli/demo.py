@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from hashvpr_ros.cli.common import progress_bar, ticker
+from hashvpr_ros.cli.common import FiniteRange, progress_bar, ticker
 from hashvpr_ros.cli.node_run import check_ros, run_node
+from hashvpr_ros.cli.outputs import check_folder
 from hashvpr_ros.cli.run_report import make_run, show_run
 
 _LENGTH_M, _SEED, _EXCLUDE_RECENT_S = 120.0, 0, 20.0
@@ -35,7 +36,7 @@ _PLAY_HZ = 10.0  # images a second, as most robots give
 )
 @click.option(
     "--hz",
-    type=click.FloatRange(0.5, 60.0),
+    type=FiniteRange(0.5, 60.0),
     default=_PLAY_HZ,
     show_default=True,
     help="Images a second that are played.",
@@ -46,7 +47,13 @@ def command(data: Path | None, out: Path, hz: float) -> None:
     Needs ROS 2 and the built messages: `make demo` brings both.
     """
     check_ros()
-    out.mkdir(parents=True, exist_ok=True)
+    replaced = (
+        ["course.vprmap", *(path.name for path in out.glob("course-*"))]
+        if data is None
+        else [f"{data.resolve().name}.vprmap", "query_bag"]
+    )
+    check_folder(out, (out / "run").is_dir(), replaced)
+    (out / "run").mkdir(parents=True, exist_ok=True)  # what is there from here on is of a demo
     run = _course(out, hz) if data is None else _dataset(data, out, hz)
     show_run(run, out)
 

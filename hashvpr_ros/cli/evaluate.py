@@ -19,19 +19,17 @@ from hashvpr_ros.cli.common import (
     ticker,
     write_json,
 )
+from hashvpr_ros.cli.outputs import HTML_FILE
 from hashvpr_ros.errors import ConfigError
-
-_LAYOUTS = ("auto", "vpr-bench", "utm", "nordland")  # datasets.registry has the same
 
 
 @click.command(name="evaluate")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--layout",
-    type=click.Choice(_LAYOUTS),
     default="auto",
     show_default=True,
-    help="VPR-Bench; names with UTM coordinates, 25 m; or two folders frame by frame.",
+    help="vpr-bench; utm: names with UTM coordinates, 25 m; nordland: two folders frame by frame.",
 )
 @engine_option
 @click.option(
@@ -54,7 +52,7 @@ _LAYOUTS = ("auto", "vpr-bench", "utm", "nordland")  # datasets.registry has the
 )
 @click.option(
     "--report",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=HTML_FILE,
     default=None,
     help="With --ablate: an HTML file with curves, the similarity matrix and the mistakes.",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hashvpr_ros.cli.common import json_option, table, write_json
+from hashvpr_ros.cli.outputs import PLOT_FILE
 from hashvpr_ros.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _DRAWN = 3  # hypotheses
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PLOT_FILE,
     default=None,
     help="Draw the image and its best places into this PNG or SVG.",
 )

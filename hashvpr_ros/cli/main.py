@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import NoReturn
 
@@ -59,6 +60,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; never returns."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files can be any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli.main(prog_name="hashvpr", standalone_mode=False))
     except _NO_ARGUMENTS as e:  # `hashvpr map`: its help, as click shows it

@@ -68,6 +68,7 @@ def build(
     hashvpr map build office.vprmap --bag drive --image-topic /camera/image --pose-topic /odom
     """
     from hashvpr_ros.config import from_flat
+    from hashvpr_ros.map import files
     from hashvpr_ros.map.place_map import PlaceMap
     from hashvpr_ros.mapping.builder import build_map
     from hashvpr_ros.matching.recognizer import Recognizer
@@ -89,7 +90,8 @@ def build(
         if not image_topic:
             raise ConfigError("--bag needs --image-topic; `hashvpr map build --help` shows how")
         frames = BagFrames(bag, image_topic, pose_topic)
-    if out.exists() and not append:
+    out = files.resolve(out)
+    if files.status(out) is not None and not append:
         raise MapError(f"{out}: exists; give another path, or --append to add to it")
     config = from_flat(
         {
@@ -133,23 +135,39 @@ def build(
 
 @contextmanager
 def _new_or(out: Path) -> Iterator[Path]:
-    """Where to build: OUT itself where it exists, else a file that becomes OUT at the end."""
+    """Where to build: OUT itself where it exists, else a file that becomes OUT at the end.
+
+    Args:
+        out: resolved.
+    """
     from hashvpr_ros.map import files
 
-    if out.exists():
+    if files.status(out) is not None:
         yield out
         return
-    out = files.resolve(out)
+    files.refuse_kept_name(out)
     files.refuse_orphan_log(out)
     path = files.temporary_beside(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()  # says now, and of OUT, what would hinder it at the end
+            path.unlink()
         yield path
-        files.put(path, out, overwrite=False)
-    except OSError as e:
-        raise MapError(f"{out}: cannot be written: {e.strerror}; check the folder") from e
+        with _writing(out):
+            files.put(path, out, overwrite=False)
     finally:
         files.discard(path)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as e:
+        raise MapError(f"{out}: exists by now, or its folder is a file; give another path") from e
+    except OSError as e:
+        raise MapError(f"{out}: cannot be written: {e.strerror}; check the folder") from e
 
 
 @command.command()
@@ -194,11 +212,11 @@ def verify(path: Path) -> None:
 
     with PlaceMap.open(path, read_only=True, create=False) as place_map:
         problems = place_map.verify()
-        count, schema = len(place_map), place_map.info().schema_version
-    if problems:
         for problem in problems:
             click.echo(problem)
-        raise MapError(f"{path}: damaged ({len(problems)} problems); {remedy(path)}")
+        if problems:
+            raise MapError(f"{path}: damaged ({len(problems)} problems); {remedy(path)}")
+        count, schema = len(place_map), place_map.info().schema_version
     click.echo(f"{path}: sound, {count} keyframes")
     if schema < 2:
         click.echo(

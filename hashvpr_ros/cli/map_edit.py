@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hashvpr_ros.cli.common import (
+    FiniteRange,
     engine_option,
     json_option,
     keep_good_copy,
@@ -18,6 +19,7 @@ from hashvpr_ros.cli.common import (
     ticker,
     write_json,
 )
+from hashvpr_ros.cli.outputs import EXPORT_FILE
 from hashvpr_ros.errors import ConfigError
 
 _map_argument = click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
@@ -62,7 +64,6 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
         keep_good_copy(out)
     merged = merge_maps(maps, out, overwrite=overwrite)
     total = sum(m.keyframes - m.taken_once for m in merged)
-    write_json(json_path, {"keyframes": total, "maps": [dataclasses.asdict(m) for m in merged]})
     for path, m in zip(maps, merged, strict=True):
         once = f", {m.taken_once} of them in an earlier map already" if m.taken_once else ""
         click.echo(f"{path}: {m.keyframes} keyframes{once}")
@@ -72,6 +73,7 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
             click.echo(f"  ids {ids.first_id} to {ids.last_id} {what}")
     click.echo(f"{out}: {total} keyframes")
     _tell_calibration(calibrated)
+    write_json(json_path, {"keyframes": total, "maps": [dataclasses.asdict(m) for m in merged]})
 
 
 @click.command()
@@ -79,7 +81,7 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
 @_out_argument
 @click.option("--keep", type=click.IntRange(min=1), help="Stop at this many keyframes.")
 @click.option(
-    "--max-mb", type=click.FloatRange(min=0, min_open=True), help="Stop at a file of this many MB."
+    "--max-mb", type=FiniteRange(min=0, min_open=True), help="Stop at a file of this many MB."
 )
 @click.option(
     "--within-bits",
@@ -90,14 +92,14 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
 )
 @click.option(
     "--within-m",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=1.0,
     show_default=True,
     help="Poses are near that are at most this many metres apart,",
 )
 @click.option(
     "--within-rad",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.35,
     show_default=True,
     help="and turned by at most this many radians.",
@@ -142,7 +144,6 @@ def prune(
             overwrite=overwrite,
             progress=ticker(bar),
         )
-    write_json(json_path, dataclasses.asdict(pruned))
     click.echo(
         f"{out}: {pruned.after} of {pruned.before} keyframes, {pruned.file_bytes / 1e6:.2f} MB\n"
         f"  {pruned.near_own_session} went for an older one of their session near them\n"
@@ -156,6 +157,10 @@ def prune(
             "or --within-rad"
         )
     _tell_calibration(calibrated)
+    write_json(json_path, dataclasses.asdict(pruned))
+
+
+_MOST_S = (2**63 - 1) // 10**9  # of a stamp in nanoseconds
 
 
 class _Stamp(click.ParamType):
@@ -165,12 +170,15 @@ class _Stamp(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         try:
-            ns = round(Decimal(value).scaleb(9))
-        except (InvalidOperation, ValueError, OverflowError):
+            seconds = Decimal(value)
+        except InvalidOperation:
+            seconds = Decimal("nan")
+        if seconds.is_nan():
             self.fail(f"{value!r} is no number of seconds.", param, ctx)
-        if not -(2**63) <= ns < 2**63:
+        # Asked before it becomes an integer, which could have any number of digits.
+        if not -_MOST_S <= seconds <= _MOST_S:
             self.fail(f"{value!r} is out of range.", param, ctx)
-        return ns
+        return round(seconds.scaleb(9))
 
 
 @click.command()
@@ -208,14 +216,14 @@ def split(
     count, total = split_map(
         path, out, sessions=sessions, from_ns=from_ns, to_ns=to_ns, overwrite=overwrite
     )
-    write_json(json_path, {"keyframes": count, "of": total})
     click.echo(f"{out}: {count} of {total} keyframes")
     _tell_calibration(calibrated)
+    write_json(json_path, {"keyframes": count, "of": total})
 
 
 @click.command()
 @_map_argument
-@_out_argument
+@click.argument("out", type=EXPORT_FILE)
 @click.option("--format", "form", type=click.Choice(["csv", "tum", "npz"]), required=True)
 @_overwrite_option
 @json_option
@@ -231,7 +239,6 @@ def export(path: Path, out: Path, form: str, overwrite: bool, json_path: Path | 
     from hashvpr_ros.map.export import export_map
 
     exported = export_map(path, out, form, overwrite=overwrite)
-    write_json(json_path, dataclasses.asdict(exported))
     left_out = [
         f"{count} {why}"
         for count, why in (
@@ -244,6 +251,7 @@ def export(path: Path, out: Path, form: str, overwrite: bool, json_path: Path | 
         f"{out}: {exported.keyframes} keyframes"
         + (f"; left out: {', '.join(left_out)}" if left_out else "")
     )
+    write_json(json_path, dataclasses.asdict(exported))
 
 
 @click.command()
@@ -272,7 +280,6 @@ def reembed(
         keep_good_copy(out)
     with progress_bar(total, "describing") as bar:
         counts = reembed_map(path, out, engine, overwrite=overwrite, progress=ticker(bar))
-    write_json(json_path, dataclasses.asdict(counts))
     click.echo(
         f"{out}: {counts.keyframes} of {total} keyframes by {engine.info.name}, from thumbnails: "
         "less accurate than from the full images"
@@ -284,6 +291,7 @@ def reembed(
         if count:
             click.echo(f"  left out: {count} {why}")
     _tell_calibration(calibrated)
+    write_json(json_path, dataclasses.asdict(counts))
 
 
 COMMANDS = (merge, prune, split, export, reembed)

@@ -15,14 +15,15 @@ import click
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import (
+    FiniteRange,
     json_option,
     machine,
     near_options,
     progress_bar,
     table,
     write_json,
-    write_text,
 )
+from hashvpr_ros.cli.outputs import check_folder, write_json_text
 from hashvpr_ros.cli.run_report import make_run, show_run
 from hashvpr_ros.cli.settings import change_of, read_parameter_file, set_option
 from hashvpr_ros.errors import ConfigError, MapError
@@ -79,7 +80,7 @@ _TRUTH_AGE_S = 0.2  # an image has a true pose where one is known within this ti
 @click.option("--ros", is_flag=True, help="Play the bag to a live node over DDS instead.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0.01, 100.0),
+    type=FiniteRange(0.01, 100.0),
     default=1.0,
     show_default=True,
     help="With --ros: times the bag's own speed.",
@@ -114,6 +115,7 @@ def command(
     """
     from hashvpr_ros.config import from_flat
     from hashvpr_ros.evaluation.decisions import digest, first_difference, read_lines
+    from hashvpr_ros.map.files import resolve
 
     flat = read_parameter_file(params) if params else {}
     flat |= dict(change_of(c) for c in changes)
@@ -122,12 +124,17 @@ def command(
     frames, cameras = _open(bag, config)
     other = None if against is None else read_lines(against)
     pose_at = None if truth is None else _read_truth(bag, truth)
+    decisions = out / "decisions.jsonl"
+    check_folder(out, decisions.is_file(), ("map.vprmap", "ledger", "run"))
+    if map_path is not None and resolve(map_path) == resolve(config.map.path):
+        raise ConfigError(f"{map_path}: is replaced by the replay; give another --out")
+    write_json_text(decisions, "")  # what is in the folder from here on is of a replay
     _prepare_map(map_path, Path(config.map.path))
     if ros:
         run = _play(bag, flat, config, out, rate)
     else:
         run = _replay(frames, cameras, config, out / "ledger")
-    write_text(out / "decisions.jsonl", "".join(f"{line}\n" for line in run.lines))
+    write_json_text(decisions, "".join(f"{line}\n" for line in run.lines))
     result: dict[str, Any] = {"images": len(run.lines), "digest": digest(run.lines)}
     if pose_at is not None:
         seen = _Truth(pose_at, radius_m, math.radians(angle_deg))
@@ -144,7 +151,7 @@ def command(
             ]
         )
     )
-    click.echo(f"digest of {out / 'decisions.jsonl'}: {result['digest']}")
+    click.echo(f"digest of {decisions}: {result['digest']}")
     if other is not None:
         result["difference"] = difference = first_difference(other, run.lines)
         click.echo(f"first difference: {difference}" if difference else "no difference")

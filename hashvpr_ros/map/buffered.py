@@ -66,12 +66,14 @@ class BufferedStore:
         """What a function reads from the file.
 
         Raises:
-            MapError: it cannot be read.
+            MapError: it cannot be read, or is damaged.
         """
         try:
             return read(argument)
         except SQLITE_ERRORS as e:
             raise explain(e, self._path, "reading") from e
+        except TypeError as e:
+            raise damaged(e, self._path) from e
 
     def features(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Float features, in the order of the ids: float32 [n, D]. Quickest for ascending ids.
@@ -125,7 +127,7 @@ class BufferedStore:
         """The JPEG of a keyframe, or None where none was stored."""
         if row := self.waiting.get(id_):
             return row.thumbnail
-        return self.read(self._store.thumbnail, int(id_))
+        return self.read(self._store.thumbnail, int(id_)) if 1 <= id_ <= MAX_ID else None
 
 
 def damaged(error: Exception, path: str | Path) -> MapError:

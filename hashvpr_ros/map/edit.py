@@ -159,9 +159,10 @@ def not_a_source(path: str | Path, sources: Sequence[MapReader]) -> Path:
     """The resolved path of a result.
 
     Raises:
-        MapError: it is one of the maps that are read.
+        MapError: it is one of the maps that are read, or a map keeps a file of its own there.
     """
     target = files.resolve(path)
+    files.refuse_kept_name(target)
     if target in [source.path for source in sources]:
         raise MapError(f"{target}: is read from, so it cannot be the result; give another path")
     return target

@@ -26,6 +26,9 @@ from hashvpr_ros.errors import MapError
 _open_here: set[tuple[int, int]] = set()
 _registry = threading.Lock()
 
+_BESIDE = ("-journal", "-wal", "-shm")  # what SQLite keeps beside a file
+_KEPT_NAMES = (*_BESIDE, ".good", ".good.old")
+
 
 class LockedFile:
     """A file held open under a lock: one writer, or any number of readers.
@@ -174,6 +177,19 @@ def refuse_orphan_log(path: Path) -> None:
             )
 
 
+def refuse_kept_name(path: Path) -> None:
+    """Refuse to write under a name that is that of a map's log or of its good copy.
+
+    Raises:
+        MapError: it is.
+    """
+    if path.name[1:].endswith(_KEPT_NAMES):  # a map has a name
+        raise MapError(
+            f"{path}: is the name of what a map keeps beside it (NAME.good, or its log); "
+            "give another path"
+        )
+
+
 def fold_log(path: Path) -> None:
     """Fold the log of a file into it, so that another file can take its place.
 
@@ -199,7 +215,12 @@ def fold_log(path: Path) -> None:
 
 def temporary_beside(path: Path) -> Path:
     """A new name in the folder of a file, for what is to take its place."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
+    return path.with_name(f".{_label(path)}.{uuid.uuid4().hex}.new")
+
+
+def _label(path: Path) -> str:
+    """The name of a file, so far as there is room for more; a name has at most 255 bytes."""
+    return os.fsencode(path.name)[:200].decode(errors="ignore")
 
 
 def is_read_only(path: Path) -> bool:
@@ -218,7 +239,7 @@ def is_read_only(path: Path) -> bool:
 
 def temporaries_of(path: Path) -> Iterator[Path]:
     """What `temporary_beside` named and a killed process left."""
-    return path.parent.glob(f".{glob.escape(path.name)}.*.new")
+    return path.parent.glob(f".{glob.escape(_label(path))}.*.new")
 
 
 def sync(path: Path) -> None:
@@ -259,6 +280,6 @@ def put(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 def discard(temporary: Path) -> None:
     """Remove a temporary file and what SQLite keeps beside it, where there are any."""
-    for suffix in ("", "-journal", "-wal", "-shm"):
+    for suffix in ("", *_BESIDE):
         with suppress(OSError):
             os.unlink(f"{temporary}{suffix}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from hashvpr_ros.map.rows import texts
+
 
 @dataclass(frozen=True)
 class SessionInfo:
@@ -55,16 +57,18 @@ def count_contents(db: sqlite3.Connection) -> Contents:
     """Count what the tables of a map hold.
 
     Raises:
-        sqlite3.Error: the file cannot be read.
+        sqlite3.Error, TypeError: the file is damaged.
     """
     sessions = db.execute(
         "SELECT s.name, count(*), min(stamp_ns), max(stamp_ns) FROM keyframes k "
         "JOIN sessions s ON s.id = session_id GROUP BY s.id ORDER BY s.id"
     )
-    cameras = db.execute("SELECT DISTINCT camera FROM keyframes ORDER BY camera")
+    cameras = [r[0] for r in db.execute("SELECT DISTINCT camera FROM keyframes ORDER BY camera")]
+    found = [SessionInfo(*row) for row in sessions]
+    texts([*cameras, *(session.name for session in found)])
     return Contents(
         with_pose=db.execute("SELECT count(px) FROM keyframes").fetchone()[0],
         with_thumbnail=db.execute("SELECT count(*) FROM thumbnails").fetchone()[0],
-        cameras=tuple(r[0] for r in cameras),
-        sessions=tuple(SessionInfo(*row) for row in sessions),
+        cameras=tuple(cameras),
+        sessions=tuple(found),
     )

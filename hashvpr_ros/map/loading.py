@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.map.ceiling import BoundedIndex, Views
 from hashvpr_ros.map.index import HammingIndex
+from hashvpr_ros.map.rows import texts
 from hashvpr_ros.map.schema import MAX_ID
 from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import CODE_BYTES
@@ -73,7 +74,7 @@ def load_columns(store: Store) -> Columns:
     """
     parts = list(_parts(store))
     names = {number: name for name, number in store.sessions().items()}
-    _texts(list(names.values()))
+    texts(list(names.values()))
 
     def joined(column: str, empty: NDArray) -> NDArray:
         return np.concatenate([empty, *(getattr(p, column) for p in parts)])
@@ -105,9 +106,9 @@ def _parts(store: Store) -> Iterator[Columns]:
             numbers.astype(np.int32),
             _integers(session, 1, MAX_ID).astype(np.int32),
             {},
-            list(_texts(camera)),
+            list(texts(camera)),
             _integers(stamp),
-            list(_texts(frame_id, str, type(None))),
+            list(texts(frame_id, str, type(None))),
             _poses(pose, frame_id),
             _codes(code),
             _integers(crc),
@@ -137,12 +138,6 @@ def _poses(values: Sequence[Sequence], frame_ids: Sequence) -> NDArray[np.float6
     if (whole != present).any() or not np.isnan(poses[~present]).all():
         raise ValueError("a pose is incomplete")
     return poses
-
-
-def _texts(values: Sequence, *types: type) -> Sequence:
-    if not set(map(type, values)) <= set(types or (str,)):
-        raise TypeError("a name is no text")
-    return values
 
 
 def _integers(

@@ -14,6 +14,7 @@ from pathlib import Path
 from hashvpr_ros.map.files import wal_of
 
 _HEADER, _FRAME_HEADER = 32, 24
+_PAGE_SIZES = [1 << bits for bits in range(9, 17)]
 _MAGIC = 0x377F0682  # the last bit: whether checksums are of big-endian words
 
 
@@ -31,7 +32,8 @@ def log_problems(path: Path) -> Iterator[str]:
     magic, _, page_size = struct.unpack_from(">III", data)
     order = ">" if magic & 1 else "<"
     sums = _checksum(data[:24], order, (0, 0))
-    if magic & ~1 != _MAGIC or sums != struct.unpack_from(">II", data, 24):
+    sound = magic & ~1 == _MAGIC and page_size in _PAGE_SIZES
+    if not sound or sums != struct.unpack_from(">II", data, 24):
         yield f"log: its header is damaged, so that its {len(data)} bytes are not read"
         return
     salts = data[16:24]

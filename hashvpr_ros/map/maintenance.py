@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import checks, files, verdicts
-from hashvpr_ros.map.rows import row_crc
+from hashvpr_ros.map.rows import matches_crc
 from hashvpr_ros.map.schema import SQLITE_ERRORS, explain, version_of
 
 _MOST = 20  # problems that are listed; more tell nothing new
@@ -64,10 +63,7 @@ def _wrong_keyframes(db: sqlite3.Connection, feature_dim: int) -> Iterator[str]:
         if not isinstance(feature, bytes) or len(feature) != 2 * feature_dim:
             yield f"keyframe {id_}: its feature is missing or of a wrong size"
             continue
-        try:
-            sound = row_crc(camera, stamp_ns, pose, code, feature, jpeg) == crc
-        except (TypeError, AttributeError, UnicodeEncodeError, struct.error):
-            sound = False  # damage can change the type of a value, too
+        sound = matches_crc(crc, camera, stamp_ns, pose, code, feature, jpeg)
         # An empty text has the checksum of no bytes.
         if not sound or not isinstance(jpeg, bytes | None):
             yield f"keyframe {id_}: its content does not match its checksum"

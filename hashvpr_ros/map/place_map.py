@@ -262,7 +262,7 @@ class PlaceMap:
             self.flush()
             ids = sorted(poses)
             known: set[int] = set()
-            for chunk in chunks(ids):
+            for chunk in chunks([i for i in ids if 1 <= i <= MAX_ID]):
                 known.update(row[0] for row in self._rows.read(self._store.keyframes, chunk))
         if unknown := set(ids) - known:
             raise ValueError(f"{self.path}: there is no keyframe {min(unknown)}")
@@ -416,7 +416,7 @@ class PlaceMap:
         """
         with self._lock:
             self._check_open()
-            return self._rows.features(np.asarray(ids, np.int64))
+            return self._rows.features(self._numbers(ids))
 
     def keyframes(self, ids: Sequence[int] | NDArray[np.integer]) -> list[Keyframe]:
         """Keyframes in the order of the ids.
@@ -424,14 +424,25 @@ class PlaceMap:
         Raises:
             MapError: an id that the map does not hold.
         """
-        wanted = np.asarray(ids, np.int64).tolist()
+        wanted = self._numbers(ids)
         with self._lock:
             self._check_open()
-            found = self._rows.keyframes(wanted)
-            places = self._index.places_of(np.array(wanted, np.int64)).tolist()
+            found = self._rows.keyframes(wanted.tolist())
+            places = self._index.places_of(wanted).tolist()
         return [
             k if p == k.id else replace(k, place=p) for k, p in zip(found, places, strict=True)
         ]
+
+    def _numbers(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        """Ids as an array.
+
+        Raises:
+            MapError: one that no map can hold.
+        """
+        try:
+            return np.asarray(ids, np.int64)
+        except OverflowError as e:
+            raise MapError(f"{self.path}: there is no keyframe {max(ids, key=abs)}") from e
 
     def thumbnail(self, id_: int) -> bytes | None:
         """The JPEG of a keyframe, or None where none was stored."""

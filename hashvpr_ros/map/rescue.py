@@ -7,6 +7,7 @@ from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
+from hashvpr_ros.map import files
 from hashvpr_ros.map.maintenance import placed, write_copy
 from hashvpr_ros.map.rows import Row
 from hashvpr_ros.map.store import Store
@@ -21,8 +22,10 @@ def copy_with(
         how many keyframes it holds.
 
     Raises:
-        MapError: the target exists and is not to be overwritten, is open, or cannot be written.
+        MapError: the target exists and is not to be overwritten, is open, cannot be written, or is
+            what another map keeps beside it.
     """
+    files.refuse_kept_name(files.resolve(path))
     with placed(path, overwrite=overwrite, doing="writing the copy") as temporary:
         count = write_copy(source, temporary)
         if waiting:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,25 @@ def row_crc(
     return crc
 
 
+def matches_crc(crc: int, camera: str, *content: Any) -> bool:
+    """Whether stored content, as `row_crc` takes it, is what was written; of any type."""
+    try:
+        return row_crc(camera, *content) == crc
+    except (TypeError, AttributeError, UnicodeEncodeError, struct.error):
+        return False  # damage can change the type of a value, too
+
+
+def texts(values: Collection, *types: type) -> Collection:
+    """The same values.
+
+    Raises:
+        TypeError: one is of none of the types, which are text alone where none is given.
+    """
+    if not set(map(type, values)) <= set(types or (str,)):
+        raise TypeError("a name is no text")
+    return values
+
+
 def pose_columns(pose: Pose | None) -> tuple[str | float | None, ...]:
     """frame_id, px, py, pz, qx, qy, qz, qw; all None without a pose."""
     if pose is None:
@@ -133,11 +153,7 @@ def row_from_columns(values: Sequence, feature_dim: int) -> Row:
         raise ValueError(f"keyframe {id_} has a session without a name")
     if not isinstance(feature, bytes) or len(feature) != 2 * feature_dim:
         raise ValueError(f"the feature of keyframe {id_} is missing or of a wrong size")
-    try:
-        sound = row_crc(camera, stamp_ns, pose, code, feature, thumbnail) == crc
-    except (TypeError, AttributeError, struct.error):
-        sound = False  # damage can change the type of a value, too
-    if not sound:
+    if not matches_crc(crc, camera, stamp_ns, pose, code, feature, thumbnail):
         raise ValueError(f"keyframe {id_} does not match its checksum")
     found = keyframe_from_columns(head)
     return Row(id_, session, camera, stamp_ns, found.pose, code, feature, thumbnail)

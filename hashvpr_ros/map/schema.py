@@ -228,7 +228,7 @@ def explain(error: Exception, path: str | Path, doing: str) -> MapError:
     text = " ".join(str(error).split())
     where = str(path) or "map in memory"
     if "disk is full" in text:
-        helps = "the disk is full; free some space, what is not written yet is kept in memory"
+        helps = "the disk is full; free some space"
     elif ("I/O" in text or "readonly" in text or "unable to open" in text) and _on_read_only(path):
         log = wal_of(Path(path))
         helps = f"its disk is read-only ({text}); " + (
@@ -236,8 +236,7 @@ def explain(error: Exception, path: str | Path, doing: str) -> MapError:
             if doing == "opening" and size_of(log)
             else "make it writable, or open the map read-only (mode localization)"
             if doing.startswith("opening")
-            else "what is not written yet is kept in memory: save the map on another disk "
-            "(save_map) and load it from there (load_map)"
+            else "make it writable, or give a path on another disk"
         )
     elif "readonly" in text or "unable to open" in text:
         helps = f"{text}; check the permissions of the file and its folder"

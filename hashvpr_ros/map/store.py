@@ -22,7 +22,7 @@ from hashvpr_ros.map.leftover_log import check_leftover
 from hashvpr_ros.map.log_check import log_problems
 from hashvpr_ros.map.migration import check_before, migrate
 from hashvpr_ros.map.remedy import good_copy_of, remedy
-from hashvpr_ros.map.rows import Row, pose_columns, row_crc
+from hashvpr_ros.map.rows import Row, matches_crc, pose_columns, row_crc
 from hashvpr_ros.map.schema import (
     SCHEMA,
     SQLITE_ERRORS,
@@ -304,7 +304,7 @@ class Store:
             before, after, changed = [], [], []
             for id_, session, camera, stamp_ns, *pose, code, crc, feature, jpeg in held:
                 # A checksum that is made anew must not bless damage.
-                if row_crc(camera, stamp_ns, pose, code, feature, jpeg) != crc:
+                if not matches_crc(crc, camera, stamp_ns, pose, code, feature, jpeg):
                     raise MapError(
                         f"{self.path}: keyframe {id_} does not match its checksum, so its pose is "
                         f"left; {remedy(self.path or '')}"
@@ -444,6 +444,7 @@ def _create_tables(db: sqlite3.Connection, meta: dict[str, str]) -> None:
 
 def _create_file(path: Path, meta: dict[str, str]) -> None:
     """Make an empty map under another name and move it into place: no moment shows half a map."""
+    files.refuse_kept_name(path)
     files.refuse_orphan_log(path)
     temporary = files.temporary_beside(path)
     try:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map.rows import texts
 
 TABLE = """CREATE TABLE verdicts (
     query_ns INTEGER NOT NULL,
@@ -54,18 +55,29 @@ def write(db: sqlite3.Connection, new: StoredVerdict) -> None:
 
 
 def read(db: sqlite3.Connection) -> list[StoredVerdict]:
-    """All verdicts, by query stamp."""
+    """All verdicts, by query stamp.
+
+    Raises:
+        sqlite3.Error, TypeError: the file is damaged.
+    """
     if not has_table(db):
         return []
-    rows = db.execute("SELECT query_ns, match_id, verdict, log_odds FROM verdicts")
+    rows = db.execute("SELECT query_ns, match_id, verdict, log_odds FROM verdicts").fetchall()
+    texts([row[2] for row in rows])
     return [StoredVerdict(*row) for row in rows]
 
 
 def count(db: sqlite3.Connection) -> dict[str, int]:
-    """How many verdicts of each kind there are."""
+    """How many verdicts of each kind there are.
+
+    Raises:
+        sqlite3.Error, TypeError: the file is damaged.
+    """
     if not has_table(db):
         return {}
-    return dict(db.execute("SELECT verdict, count(*) FROM verdicts GROUP BY verdict"))
+    counts = dict(db.execute("SELECT verdict, count(*) FROM verdicts GROUP BY verdict"))
+    texts(counts)
+    return counts
 
 
 def problems(db: sqlite3.Connection) -> Iterator[str]:

@@ -20,7 +20,7 @@ from hashvpr_ros.errors import EngineError, HashVprError, MapError
 from hashvpr_ros.map.good_copy import DamagedMapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.remedy import remedy
-from hashvpr_ros.map.restore import damage_of
+from hashvpr_ros.map.restore import damage_of, keep_good_copy
 from hashvpr_ros.mapping.instants import Instants
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.ros.worker import Worker
@@ -30,6 +30,10 @@ _log = logging.getLogger(__name__)
 # A batch is due when it is this old, in commit periods, and is looked at every so often in the
 # rest of the period: so nothing waits longer than the period.
 _COMMIT_SHARE = 0.8
+_KEPT = (
+    "what is not written yet is kept in memory, and save_map on another disk takes it along, from "
+    "where load_map goes on"
+)
 _CLOSED = "the node was cleaned up meanwhile"
 
 
@@ -122,6 +126,22 @@ class Runtime:
         except MapError as e:
             _log.warning("%s; the former copy stays", e)
 
+    def save_copy(self, path: Path, *, overwrite: bool) -> int:
+        """Write a complete copy of the map; of a map that it replaces, the good copy stays.
+
+        Returns:
+            how many keyframes it holds.
+
+        Raises:
+            MapError: it cannot be written.
+        """
+        if overwrite and self.config.map.keep_good_copy:
+            try:
+                keep_good_copy(path)
+            except MapError as e:
+                _log.warning("no good copy is made of what is replaced: %s", e)
+        return self.map.copy_to(path, overwrite=overwrite)
+
     @property
     def map(self) -> PlaceMap:
         """The map in use.
@@ -158,9 +178,10 @@ class Runtime:
 
     def not_written(self, error: HashVprError) -> None:
         """Say that keyframes wait in memory, once however long that lasts."""
-        first, self.write_problem = not self.write_problem, str(error)
+        waiting = MapError(f"{error}; {_KEPT}")
+        first, self.write_problem = not self.write_problem, str(waiting)
         if first:
-            self._on_error(error)
+            self._on_error(waiting)
 
     def set_config(self, config: Config) -> None:
         """Let LIVE settings take effect from the next image on."""

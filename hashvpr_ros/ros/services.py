@@ -115,7 +115,7 @@ class Services:
                 else f"{path}: is no absolute path of a file"
             )
             return
-        response.keyframes = place_map.copy_to(path, overwrite=request.overwrite)
+        response.keyframes = runtime.save_copy(path, overwrite=request.overwrite)
 
     def _load(self, runtime: Runtime, request: Any, response: Any) -> None:
         try:

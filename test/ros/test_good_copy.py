@@ -5,13 +5,15 @@ import signal
 import sqlite3
 from contextlib import closing
 
+import numpy as np
 import pytest
 from small_disks import tmpfs
 from vpr_process import Camera, wait_until
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.restore import restore
-from hashvpr_ros.srv import LoadMap
+from hashvpr_ros.srv import LoadMap, SaveMap
+from hashvpr_ros.types import Descriptor
 
 EVERYTHING = {
     "keyframes__min_period_s": 0.0,
@@ -138,6 +140,23 @@ def test_loading_another_map_keeps_copies_of_both(start, path, good):
     record(node, 3, 5)
     assert node.call(LoadMap, "load_map", path=str(other)).result == LoadMap.Response.RESULT_OK
     assert held(good) == 4 and held(f"{other}.good") == 2
+
+
+def test_saving_over_a_map_keeps_a_copy_of_it(start, path, good):
+    with PlaceMap.open(path, "ab" * 32, 4, session="s") as place_map:
+        place_map.add(
+            camera="c",
+            stamp_ns=1,
+            pose=None,
+            descriptor=Descriptor(np.zeros(64, np.uint8), np.ones(4, np.float32)),
+        )
+    node = start(**EVERYTHING).activate()
+    record(node, 1, 3)
+    saved = node.call(SaveMap, "save_map", path=str(path), overwrite=True)
+    assert saved.result == SaveMap.Response.RESULT_OK and held(path) == 2
+    assert held(good) == 1
+    saved = node.call(SaveMap, "save_map", path=str(good), overwrite=True)
+    assert saved.result == SaveMap.Response.RESULT_WRITE_FAILED and held(good) == 1
 
 
 def test_a_full_disk_is_a_warning_and_the_former_copy_stays(start, tmp_path):

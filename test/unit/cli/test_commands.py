@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,8 @@ def test_an_error_is_one_line_in_a_process_too(tmp_path):
         (["query", "m", "i", "--top-k", "many"], ["--top-k", "many"]),
         (["query", "m", "i", "--show", "0"], ["--show"]),
         (["query", "m", "i", "--json", "/"], ["--json"]),
+        (["calibrate", "m", "--radius", "nan"], ["--radius", "not a finite number"]),
+        (["calibrate", "m", "--radius", "inf"], ["--radius", "not a finite number"]),
         (["evaluate"], ["FOLDER"]),
         (["evaluate", "f", "--top-k", "0"], ["--top-k"]),
         (["evaluate", "f", "--tolerance", "-1"], ["--tolerance"]),
@@ -154,6 +157,25 @@ def test_interrupting_is_no_traceback(built, tmp_path):
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out, err.strip()) == (130, "", "hashvpr: interrupted")
+
+
+def test_a_name_that_is_no_text_is_told_escaped(built, tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.vprmap")
+    shutil.copy(built, path)
+    for words, told in (
+        (["verify"], "sound, 4 keyframes"),
+        (["info", "--json", f"{path}.json"], "keyframes"),
+    ):
+        done = subprocess.run(
+            [*COMMAND, "map", *words, path],
+            capture_output=True, env=ENVIRONMENT | {"PYTHONIOENCODING": "utf-8"},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"") and told in done.stdout.decode()
+    done = subprocess.run(
+        [*COMMAND, "map", "split", path, f"{path}2", "--session", "first"],
+        capture_output=True, env=ENVIRONMENT | {"PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert done.returncode == 0 and rb"\udcff.vprmap2: 4 of 4 keyframes" in done.stdout
 
 
 def test_a_full_disk_is_one_line():

@@ -1,14 +1,18 @@
 """`hashvpr map` as a newcomer runs it: real maps, and every wrong turn."""
 
 import re
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
 from cli_helpers import refused, strict_json, well
 from rosbags.rosbag2 import Writer
 
+from hashvpr_ros.cli.map import _new_or
 from hashvpr_ros.datasets.bag import typestore
 from hashvpr_ros.datasets.bag_writer import IMAGE_TOPIC, ODOMETRY_TOPIC
+from hashvpr_ros.errors import MapError
 from hashvpr_ros.map.calibration import Calibration
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.types import Descriptor, Pose
@@ -59,6 +63,26 @@ def test_appending_makes_another_session(run, images, built, tmp_path):
     assert [s.name for s in PlaceMap.read_info(built).sessions] == ["first", "second"]
     new = tmp_path / "new" / "er" / "n.vprmap"
     assert "4 in the map" in well(run("map", "build", new, "--images", images, "--append"))
+
+
+def test_a_home_folder_that_the_shell_left(run, images, built, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("hashvpr_ros.cli.map.open_engine", None)  # found out before the work
+    refused(run("map", "build", "~/m.vprmap", "--images", images), built, "exists", "--append")
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    out = well(run("map", "build", "~/m.vprmap", "--images", images, "--append"))
+    assert "4 keyframes from 4 images; 8 in the map" in out
+    assert f"{tmp_path}/new: 4 keyframes" in well(run("map", "build", "~/new", "--images", images))
+
+
+def test_an_error_of_the_images_is_not_taken_for_one_of_the_map(tmp_path):
+    with pytest.raises(OSError, match="of an image"), _new_or(tmp_path / "m"):
+        raise OSError("of an image")
+    with pytest.raises(MapError, match=r"m: exists by now"), _new_or(tmp_path / "m") as path:
+        path.touch()
+        (tmp_path / "m").touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_no_half_map_is_left(run, images, tmp_path):
@@ -204,6 +228,19 @@ def test_a_damaged_map(run, built):
     refused(run("map", "verify", built), built)
 
 
+def test_damage_that_info_stops_at_is_listed(run, tmp_path):
+    path = small_map(tmp_path / "m", 3)
+    for table in ("keyframes SET camera = CAST(camera AS BLOB)", "sessions SET name = x'00'"):
+        with closing(sqlite3.connect(path)) as db:
+            db.execute(f"UPDATE {table} WHERE id = 1")
+            db.commit()
+        refused(run("map", "info", path, "--json", tmp_path / "x"), path, "damaged (a name is no")
+        done = run("map", "verify", path)
+        refused(done, path, "damaged (")
+        assert "do not match their checksum" in done.out or "keyframe 1: its content" in done.out
+    assert not (tmp_path / "x").exists()
+
+
 # map merge, prune, split, export, reembed
 
 
@@ -232,6 +269,22 @@ def test_merge(run, images, built, tmp_path):
         run("map", "merge", out, other, tmp_path / "again.vprmap")
     )
     assert (built.read_bytes(), other.read_bytes()) == before
+
+
+def test_what_was_made_is_told_though_the_json_cannot_be_written(run, tmp_path):
+    maps = [small_map(tmp_path / name, n) for name, n in (("a", 3), ("b", 5))]
+    out, nowhere = tmp_path / "out", tmp_path / "a" / "x.json"
+    for words, told in (
+        (["merge", *maps], "ids 1 to 5 moved up by 5"),
+        (["prune", maps[0]], "of 3 keyframes"),
+        (["split", maps[0], "--from-s", "0"], "3 of 3 keyframes"),
+        (["export", maps[0], "--format", "csv"], "3 keyframes"),
+    ):
+        at = len(maps) + 1 if words[0] == "merge" else 2
+        done = run("map", *words[:at], out, *words[at:], "--json", nowhere)
+        assert done.code == 2 and f"{nowhere}: cannot be written" in done.err
+        assert told in done.out and out.exists()
+        out.unlink()
 
 
 def test_merge_of_what_does_not_fit(run, images, built, tiny_model, tmp_path):
@@ -272,6 +325,10 @@ def test_prune(run, images, built, tmp_path):
         ["--max-mb", "0"],
         ["--within-bits", "-1"],
         ["--within-m", "x"],
+        ["--within-m", "nan"],
+        ["--within-rad", "nan"],
+        ["--max-mb", "nan"],
+        ["--max-mb", "inf"],
     ):
         refused(run("map", "prune", built, out, *words), words[0])
     assert built.read_bytes() == before
@@ -296,7 +353,7 @@ def test_split(run, images, built, tmp_path):
     assert "2 of 8 keyframes" in well(done) and sessions_of(out) == [("first", 2)]
     refused(run("map", "split", built, out, "--session", "no", "--overwrite"), "'no'", "'second'")
     refused(run("map", "split", built, out), "--session NAME")
-    for text in ("soon", "nan", "1e30", "inf"):
+    for text in ("soon", "nan", "snan", "1e30", "inf", "1e99999999", "9223372037"):
         refused(run("map", "split", built, out, "--from-s", text), "--from-s", text)
     assert sessions_of(out) == [("first", 2)] and built.read_bytes() == before
 

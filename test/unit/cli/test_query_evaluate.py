@@ -7,6 +7,7 @@ from cli_helpers import refused, strict_json, well
 
 from hashvpr_ros import __version__
 from hashvpr_ros.datasets.bag_writer import IMAGE_TOPIC, ODOMETRY_TOPIC
+from hashvpr_ros.datasets.registry import LAYOUTS
 from hashvpr_ros.map.place_map import PlaceMap
 
 # query
@@ -139,3 +140,4 @@ def test_another_layout(run, few):
     refused(run("evaluate", folder), "--layout nordland")
     assert "code, re-ranked" in well(run("evaluate", folder, "--layout", "nordland"))
     refused(run("evaluate", folder, "--layout", "utm"), "database/")
+    refused(run("evaluate", folder, "--layout", "kitti"), "'kitti'", *LAYOUTS, "auto")

@@ -374,6 +374,7 @@ def refused():
             attempt()
         except MapError as e:
             assert disk in str(e) and ("full" in str(e) or "No space" in str(e)), e
+            assert "kept in memory" not in str(e), e
         else:
             assert False
 free = fill_up(disk)
@@ -385,6 +386,34 @@ refused()
 assert os.listdir(disk) == ["old"]
 with open_map(disk + "/old") as old:
     assert len(old) == 5 and old.verify() == []
+say("good")
+""",
+    )
+
+
+def test_a_read_only_disk_takes_no_new_map_and_the_error_names_it(tmp_path):
+    on_a_small_disk(
+        tmp_path,
+        """
+from hashvpr_ros.cli.map import _new_or
+disk = Path(sys.argv[1])
+mount(disk, 4_000_000)
+assert libc.mount(None, os.fsencode(disk), None, 1 | 32, None) == 0  # read-only from here on
+def build():
+    with _new_or(disk / "new"):
+        assert False
+for attempt, helps in (
+    (build, "Read-only file system; check the folder"),
+    (lambda: open_map(disk / "new"), "make it writable, or give a path on another disk"),
+    (lambda: open_map().copy_to(disk / "new"), "make it writable, or give a path on another disk"),
+):
+    try:
+        attempt()
+    except MapError as e:
+        assert str(e).startswith(f"{disk}/new: ") and str(e).endswith(helps), e
+        assert str(e).count(str(disk)) == 1, e
+    else:
+        assert False
 say("good")
 """,
     )

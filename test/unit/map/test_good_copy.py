@@ -57,6 +57,21 @@ def test_a_copy_is_made_where_something_has_changed(path, tmp_path):
         assert place_map.verify() == [] and place_map.headings_rad == {"camera0": 1.0}
 
 
+@pytest.mark.parametrize("name", ["n" * 225, "é" * 112], ids=["long", "long in bytes"])
+def test_a_long_name_is_a_name(tmp_path, name):
+    path = make_map(tmp_path / name, 5)
+    with open_map(path) as place_map:
+        assert place_map.keep_good_copy()
+        assert place_map.copy_to(tmp_path / f"c{name}") == 5
+    path.write_bytes(b"")
+    assert restore(path).keyframes == 5
+    left = files.temporary_beside(good_copy_of(path))
+    left.touch()  # of a killed process
+    with open_map(path) as place_map:
+        add_places(place_map, 6, 7)
+        assert place_map.keep_good_copy() and not left.exists()
+
+
 def test_no_copy_of_nothing(path, tmp_path):
     with open_map() as in_memory:
         add_places(in_memory, 1, 3)
@@ -153,8 +168,7 @@ def test_a_map_of_schema_1_is_copied_before_it_is_changed(path):
 
 def test_a_copy_that_holds_more_than_the_map_stays(path, good):
     crash(path, 21, 31)
-    with PlaceMap.open(path, read_only=True) as place_map:
-        place_map.copy_to(good, overwrite=True)
+    assert keep_good_copy(path)
     Path(f"{path}-wal").unlink()  # as after a power cut: it never was on the disk
     before = good.read_bytes()
     with open_map(path, session="t") as place_map:

@@ -45,6 +45,16 @@ def test_a_map_that_is_read_only_takes_none(path):
     assert path.read_bytes() == before
 
 
+def test_a_verdict_that_is_no_text_is_an_error_of_the_map(path):
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE verdicts SET verdict = CAST(verdict AS BLOB) WHERE match_id = 7")
+        db.commit()
+    with PlaceMap.open(path) as place_map:
+        for read in (place_map.info, place_map.read_verdicts):
+            with pytest.raises(MapError, match=r"damaged \(a name is no text\)"):
+                read()
+
+
 def test_no_number_is_no_log_odds(path):
     before = path.read_bytes()
     with PlaceMap.open(path) as place_map:

@@ -187,7 +187,7 @@ def test_ids_that_are_not_there():
     with open_map() as place_map:
         add_places(place_map, 1, 4)
         for _ in range(2):
-            for ids in ([4], [1, 99, 2], [0], [-1]):
+            for ids in ([4], [1, 99, 2], [0], [-1], [2**40], [1, 2**63, 2], [-(2**70)]):
                 with pytest.raises(MapError, match="there is no keyframe"):
                     place_map.features(ids)
                 with pytest.raises(MapError, match="there is no keyframe"):
@@ -195,6 +195,12 @@ def test_ids_that_are_not_there():
             place_map.flush()
         assert len(place_map.keyframes([2, 2, 1, 2])) == 4
         np.testing.assert_array_equal(*np.split(place_map.features([2, 2]), 2))
+        pose = place_map.keyframes([1])[0].pose
+        for id_ in (4, 0, -1, 2**40, 2**63, -(2**70)):
+            assert place_map.thumbnail(id_) is None
+            with pytest.raises(ValueError, match=f"there is no keyframe {id_}"):
+                place_map.set_poses({1: Pose((9.0, 9.0, 9.0)), id_: Pose((9.0, 9.0, 9.0))})
+        assert place_map.keyframes([1])[0].pose == pose
 
 
 def test_more_ids_than_a_statement_takes(tmp_path):

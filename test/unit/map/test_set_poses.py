@@ -43,6 +43,21 @@ def test_a_map_in_memory_takes_them_too():
         assert place_map.set_poses({}) == 0
 
 
+@pytest.mark.parametrize("value", ["CAST(camera AS BLOB)", "5"])
+def test_a_camera_that_damage_has_made_another_type_is_an_error_of_the_map(path, value):
+    with open_map(path) as place_map:
+        add_places(place_map, 0, 3)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"UPDATE keyframes SET camera = {value} WHERE id = 2")
+        db.commit()
+    with open_map(path) as place_map:
+        if value != "5":  # a text column makes a text of it
+            with pytest.raises(MapError, match="a name is no text"):
+                place_map.info()
+        with pytest.raises(MapError, match="keyframe 2 does not match its checksum"):
+            place_map.set_poses({2: moved(1.0)})
+
+
 @pytest.mark.parametrize(
     "bad",
     [

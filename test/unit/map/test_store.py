@@ -26,7 +26,7 @@ from map_helpers import (
 )
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import checks
+from hashvpr_ros.map import checks, log_check
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.schema import MapNotFoundError, WrongModelError
 
@@ -716,6 +716,20 @@ def test_garbage_as_the_log_of_a_sound_map(path, sound):
                     read_only and size > 1000
                 )
             wipe(path)
+
+
+@pytest.mark.parametrize("page_size", [0, 3, 4, 6, 256, 4095, 131072, 2**32 - 8])
+def test_a_log_with_the_checksum_of_a_wrong_page_size_is_damaged(path, page_size):
+    crash(path, 21, 31)
+    log = path.with_name(path.name + "-wal")
+    content = bytearray(log.read_bytes())
+    struct.pack_into(">I", content, 8, page_size)
+    order = ">" if content[3] & 1 else "<"
+    struct.pack_into(">II", content, 24, *log_check._checksum(content[:24], order, (0, 0)))
+    log.write_bytes(content)
+    assert "its header is damaged" in next(log_check.log_problems(path))
+    with open_map(path, read_only=True) as place_map:
+        assert len(place_map) == 20 and len(place_map.verify()) == 1
 
 
 def test_flipped_bits_in_the_log_lose_no_more_than_its_end(path, tmp_path):
