@@ -224,15 +224,18 @@ def _absolute(topic: str) -> str:
 
 
 def _prepare_map(start: Path | None, path: Path) -> None:
-    """A fresh map, or a copy of the one to begin with."""
+    """A fresh map, or a copy of the one to begin with; what a run before left makes room."""
     from hashvpr_ros.map.place_map import PlaceMap
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-    if start is not None:
-        with PlaceMap.open(start, read_only=True, create=False) as place_map:
-            place_map.copy_to(path)
+    if start is None:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return
+    with PlaceMap.open(start, read_only=True, create=False) as place_map:
+        if path.exists() and path.samefile(start):
+            raise ConfigError(f"--map {start} is where --out puts its map; give another --out")
+        place_map.copy_to(path, overwrite=True)
 
 
 def _read_truth(bag: Path, truth: str) -> Callable[[int], Pose | None]:
