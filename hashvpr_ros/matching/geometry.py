@@ -100,7 +100,16 @@ class GeometricCheck:
         return points, camera, descriptors
 
     def _match(self, a: NDArray[np.uint8] | None, b: NDArray[np.uint8] | None) -> list[cv2.DMatch]:
+        """Corners of one image with those of another, each in one match at most."""
         if a is None or b is None:
             return []
-        pairs = self._matcher.knnMatch(a, b, k=2)
-        return [p[0] for p in pairs if len(p) == 2 and p[0].distance < _RATIO * p[1].distance]
+        # Of a plain query's few corners each is the nearest to many of a rich thumbnail, and one
+        # point that all of them match is an epipole, which bears out any of them.
+        best: dict[int, cv2.DMatch] = {}
+        for pair in self._matcher.knnMatch(a, b, k=2):
+            if len(pair) < 2 or pair[0].distance >= _RATIO * pair[1].distance:
+                continue
+            match = pair[0]
+            if match.trainIdx not in best or match.distance < best[match.trainIdx].distance:
+                best[match.trainIdx] = match
+        return list(best.values())
