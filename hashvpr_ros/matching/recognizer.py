@@ -91,6 +91,8 @@ class Recognizer:
         """Change what is done with images, from the next one on."""
         with self._lock:
             self._mode = mode
+            with suppress(MapError):  # a map that cannot be written says so with the next image
+                self._keep_headings()
 
     def set_map(self, place_map: PlaceMap) -> None:
         """Use another map; the sequence and the last keyframe are forgotten."""

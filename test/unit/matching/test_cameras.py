@@ -144,3 +144,12 @@ def test_headings_are_kept_in_the_map(engine, drive, tmp_path):
     with PlaceMap.open(path, info.fingerprint, info.feature_dim, read_only=True) as place_map:
         assert place_map.headings_rad == HEADINGS
         assert [k.place for k in place_map.keyframes(place_map.ids())] == [1, 1, 2, 2, 3, 3]
+
+
+def test_headings_reach_the_map_of_a_robot_that_begins_to_write(engine):
+    with open_map(engine) as place_map:
+        vpr = Recognizer(engine, place_map, from_flat({}), mode=Mode.LOCALIZATION)
+        vpr.set_headings(HEADINGS)
+        assert not place_map.headings_rad
+        vpr.set_mode(Mode.SLAM)
+        assert place_map.headings_rad == HEADINGS
