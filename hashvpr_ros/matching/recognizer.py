@@ -35,6 +35,7 @@ from hashvpr_ros.types import (
 )
 
 _THUMBNAIL_QUALITY = 80
+_MOST_PEERS = 16  # robots whose past is remembered; the one heard longest ago makes room
 
 
 class Recognizer:
@@ -75,7 +76,8 @@ class Recognizer:
         )
         self._matcher = Matcher(place_map, self._config, self._probability)
         self._matcher.headings_rad = self._headings_rad
-        self._peers: dict[str, tuple[str, Matcher]] = {}  # session and matcher
+        # By topic, map and session: several robots may share any two of them.
+        self._peers: dict[tuple[str, str, str], Matcher] = {}
 
     @property
     def mode(self) -> Mode:
@@ -106,7 +108,7 @@ class Recognizer:
         """Use other settings, from the next image on."""
         with self._lock:
             self._config = config
-            for matcher in (self._matcher, *(m for _, m in self._peers.values())):
+            for matcher in (self._matcher, *self._peers.values()):
                 matcher.set_config(config)
             for selector in self._selectors.values():
                 selector.config = config.keyframes
@@ -212,7 +214,7 @@ class Recognizer:
             MapError: it could not be written; it counts all the same until the map is closed.
         """
         with self._lock:
-            matchers = [self._matcher, *(m for _, m in self._peers.values())]
+            matchers = [self._matcher, *self._peers.values()]
             closures = (m.verdict(stamp_ns, camera, match_id, verdict) for m in matchers)
             closure = next((c for c in closures if c is not None), None)
             if closure is not None and self._writes:
@@ -223,7 +225,8 @@ class Recognizer:
 
     def match_peer(
         self,
-        peer: str,
+        topic: str,
+        map_id: str,
         session: str,
         camera: str,
         descriptor: Descriptor,
@@ -232,11 +235,12 @@ class Recognizer:
     ) -> Decision:
         """Recognise where an image of another robot was taken, by its descriptor.
 
-        Each robot has a past of its own, which begins anew with its session. The whole map is
-        searched, and nothing is added to it.
+        Each robot has a past of its own, which begins anew with its map and session. The whole map
+        is searched, and nothing is added to it.
 
         Args:
-            peer: name of the robot.
+            topic: that it came on.
+            map_id, session: of that robot.
             descriptor: made by the same model.
             pose: by that robot's odometry.
 
@@ -246,11 +250,14 @@ class Recognizer:
         with self._lock:
             if pose is not None and not pose.is_valid():
                 pose = None
-            known = self._peers.get(peer)
-            if known is None or known[0] != session:
-                known = session, Matcher(self._map, self._config, self._probability)
-                self._peers[peer] = known
-            matched = known[1].match(
+            peer = topic, map_id, session
+            matcher = self._peers.pop(peer, None)
+            if matcher is None:
+                matcher = Matcher(self._map, self._config, self._probability)
+            self._peers[peer] = matcher  # as the newest
+            if len(self._peers) > _MOST_PEERS:
+                del self._peers[next(iter(self._peers))]
+            matched = matcher.match(
                 {camera: descriptor}, {camera: stamp_ns}, stamp_ns, pose, exclude=False, images={}
             )[camera]
             decision = self._decision(stamp_ns, camera, descriptor, matched, StageTimes())

@@ -89,6 +89,7 @@ class Peers:
         def judge() -> None:
             decision = self._runtime.recognizer.match_peer(
                 topic,
+                message.map_id,
                 message.session,
                 message.camera,
                 descriptor,

@@ -1,0 +1,60 @@
+"""What other robots see, matched with this robot's map: each has a past of its own."""
+
+import numpy as np
+import pytest
+from test_matcher import DIM, S, World
+
+from hashvpr_ros.config import from_flat
+from hashvpr_ros.engine.base import EngineInfo
+from hashvpr_ros.evaluation.recorded import RecordedEngine
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.matching.recognizer import Recognizer
+from hashvpr_ros.types import Mode
+
+PLACES = 120
+FINGERPRINT = "ab" * 32
+
+
+@pytest.fixture
+def world():
+    return World(PLACES, seed=1)
+
+
+@pytest.fixture
+def robot(world):
+    """A recognizer whose map holds each place of the world."""
+    views = [world.view(p) for p in range(PLACES)]
+    engine = RecordedEngine(
+        EngineInfo("none", FINGERPRINT, 8, 8, DIM, "none"),
+        np.array([v.code for v in views]),
+        np.array([v.feature for v in views]),
+    )
+    config = from_flat({"matching.exclude_recent_s": 20.0, "keyframes.min_distance_m": 0.0})
+    with PlaceMap.open("", FINGERPRINT, DIM) as place_map:
+        vpr = Recognizer(engine, place_map, config, mode=Mode.SLAM)
+        for i in range(PLACES):
+            vpr.process(engine.blank, i * S, world.pose(i))
+        yield vpr
+
+
+def hear(robot, world, place, second, topic="/fleet", map_id="b", session="s", camera="camera"):
+    return robot.match_peer(
+        topic, map_id, session, camera, world.view(place), second * S, world.pose(place)
+    )
+
+
+@pytest.mark.parametrize("other", [{"session": "t"}, {"map_id": "c"}, {"topic": "/other"}])
+def test_another_robot_leaves_the_past_of_one_alone(robot, world, other):
+    accepted = 0
+    for i in range(60):
+        hear(robot, world, i + 50, i, **other)
+        accepted += hear(robot, world, i, i).accepted
+    assert accepted > 40
+
+
+def test_the_past_of_so_many_robots_is_remembered_and_no_more(robot, world):
+    for i in range(40):
+        hear(robot, world, 3, i, session=str(i))
+        hear(robot, world, 3, i, session="stays")
+    assert len(robot._peers) == 16
+    assert {key[2] for key in robot._peers} == {"stays", *map(str, range(25, 40))}
