@@ -57,6 +57,9 @@ class Stats:
         self.last_failure_s = float("-inf")
         self.closures = 0
         self.verdicts: Counter[str] = Counter()
+        self.peers: Counter[str] = Counter()  # descriptors of other robots
+        self.last_passed_over = ""
+        self.last_passed_over_s = float("-inf")
 
     def start(self, cameras: dict[str, str]) -> None:
         """Begin to count anew, for these cameras (topic by name)."""
@@ -98,6 +101,14 @@ class Stats:
         """Count what the back end said of a closure; None: a verdict that was passed over."""
         with self.lock:
             self.verdicts["passed_over" if verdict is None else verdict.value] += 1
+
+    def peer(self, passed_over: str = "") -> None:
+        """Count a descriptor of another robot; `passed_over` says why it was not matched."""
+        with self.lock:
+            self.peers["passed_over" if passed_over else "matched"] += 1
+            if passed_over:
+                self.last_passed_over = passed_over
+                self.last_passed_over_s = time.monotonic()
 
     def failed(self, reason: str, *cameras: str) -> None:
         """Count a failure of the engine or the map, and of the images that it cost."""
@@ -170,11 +181,15 @@ def node_status(
         level, text = ERROR, stats.last_failure
     elif runtime is not None and runtime.write_problem:
         level, text = ERROR, runtime.write_problem
+    elif time.monotonic() - stats.last_passed_over_s < _FAULT_SHOWN_S:
+        level, text = WARN, stats.last_passed_over
     values: dict[str, Any] = {
         "state": state,
         "failures": stats.failures,
         "loop_closures": stats.closures,
         **{f"verdicts_{v}": stats.verdicts[v] for v in _VERDICTS},
+        "peers_matched": stats.peers["matched"],
+        "peers_passed_over": stats.peers["passed_over"],
         "memory_resident_mib": f"{resident_bytes() / 2**20:.1f}",
     }
     if runtime is not None:

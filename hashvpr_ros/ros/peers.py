@@ -15,6 +15,7 @@ from rclpy.qos import QoSProfile
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.msg import PlaceDescriptor
 from hashvpr_ros.ros.conversions import from_descriptor, from_pose, stamp_to_ns
+from hashvpr_ros.ros.diagnostics import Stats
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.types import Decision
 
@@ -40,6 +41,7 @@ class Peers:
 
     Args:
         topics: on which they publish them.
+        stats: counts them.
         publish: called in the worker's thread with what a descriptor shows, and its message.
         fail: called with errors that the node survives.
     """
@@ -49,11 +51,13 @@ class Peers:
         node: Node,
         topics: list[str],
         runtime: Runtime,
+        stats: Stats,
         publish: Callable[[Decision, PlaceDescriptor], None],
         fail: Callable[[Exception], None],
     ) -> None:
         self._node = node
         self._runtime = runtime
+        self._stats = stats
         self._publish = publish
         self._fail = fail
         self._waiting = threading.Semaphore(_WAITING_AT_MOST)
@@ -79,11 +83,12 @@ class Peers:
         try:
             info = self._runtime.info
             descriptor = from_descriptor(message, info.fingerprint, info.feature_dim)
+            self._refuse_own(message)
         except ConfigError as e:
-            self._say(f"descriptor on {topic} passed over: {e}")
+            self._pass_over(f"descriptor on {topic} passed over: {e}")
             return
         if not self._waiting.acquire(blocking=False):
-            self._say(f"descriptors on {topic} come faster than they can be matched")
+            self._pass_over(f"descriptors on {topic} come faster than they can be matched")
             return
 
         def judge() -> None:
@@ -99,6 +104,7 @@ class Peers:
                 else None,
             )
             self._publish(decision, message)
+            self._stats.peer()
 
         self._runtime.worker.call(judge).add_done_callback(self._done)
 
@@ -108,5 +114,21 @@ class Peers:
         if isinstance(error, Exception):
             self._fail(error)
 
-    def _say(self, text: str) -> None:
+    def _refuse_own(self, message: PlaceDescriptor) -> None:
+        """Refuse what this node has published, which would match the keyframe made of it.
+
+        A relay gives it another topic than the one that `check_peer_topics` knows.
+        """
+        place_map = self._runtime.map
+        if message.session and (message.map_id, message.session) == (
+            place_map.map_id,
+            place_map.session,
+        ):
+            raise ConfigError(
+                f"it is of this node's own map and session {message.session!r}; give topics of "
+                "other robots, and sessions of different names to those with copies of one map"
+            )
+
+    def _pass_over(self, text: str) -> None:
+        self._stats.peer(passed_over=text)
         self._node.get_logger().warning(text, throttle_duration_sec=10.0)

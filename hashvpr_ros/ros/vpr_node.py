@@ -224,6 +224,7 @@ class VprNode(LifecycleNode):
                     self,
                     config.input.descriptor_topics,
                     self._runtime,
+                    self._stats,
                     self._publish_peer,
                     self._on_failure,
                 )

@@ -117,6 +117,31 @@ def test_what_is_no_descriptor_of_this_model_is_passed_over_and_said(
     node.stop()
 
 
+def test_its_own_descriptors_behind_a_relay_are_passed_over(start_module, diagnostics):
+    node = start_module(
+        **EVERYTHING, publish__descriptors=True, publish__diagnostics_period_s=0.2,
+        input__descriptor_topics=["/relay/descriptors"],
+    )  # fmt: skip
+    node.activate()
+    own = node.client.listen(PlaceDescriptor, node.topic("descriptors"))
+    answers = node.client.listen(PlaceHypotheses, node.topic("peer_hypotheses"))
+    client = node.client.node
+    for topic in ("descriptors", "peer_hypotheses"):
+        wait_until(lambda t=topic: client.count_publishers(node.topic(t)), f"{topic} is there")
+    relay = node.client.matched(node.client.publisher(PlaceDescriptor, "/relay/descriptors"))
+    Camera(node).connect().show(3, next(SECONDS))
+    wait_until(lambda: own, "a descriptor comes")
+    relay.publish(own[0])
+    said = diagnostics(node, lambda d: d["node"]["peers_passed_over"] == "1", "it is counted")
+    assert said["node"]["level"] == 1 and "own map and session" in said["node"]["message"]
+    own[0].session = "of another robot"
+    relay.publish(own[0])
+    diagnostics(node, lambda d: d["node"]["peers_matched"] == "1", "the other robot's is matched")
+    wait_until(lambda: answers, "its hypotheses come")
+    assert [h.session for h in answers] == ["of another robot"]
+    node.stop()
+
+
 def test_a_node_does_not_listen_to_itself(start_module):
     node = start_module(**EVERYTHING, input__descriptor_topics=["vpr_node/descriptors"])
     assert not node.change("configure")
