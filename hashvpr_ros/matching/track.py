@@ -24,6 +24,9 @@ _OWN_VIEW_BITS = 96
 # With odometry, one this far away, in metres and radians.
 _OWN_VIEW = 2.0, 1.4
 _HEAVIEST = 16  # keyframes whose place's belief is added up
+# Cameras remembered, of which the one that saw nothing for longest makes room: the names are those
+# that another robot gives them. Those of one instant are all.
+_MOST_CAMERAS = 16
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,11 @@ class Track:
                 fast robots and slow cameras make fewer.
         """
         for camera in codes:
-            self._witnesses.setdefault(camera, _Witness(self._length)).views.begin(stamp_ns)
+            witness = self._witnesses.pop(camera, None) or _Witness(self._length)
+            witness.views.begin(stamp_ns)
+            self._witnesses[camera] = witness  # as the newest
+        while len(self._witnesses) > max(_MOST_CAMERAS, len(codes)):
+            del self._witnesses[next(iter(self._witnesses))]
         last_ns, self._last_ns = self._last_ns, stamp_ns
         if last_ns is not None and not 0 <= stamp_ns - last_ns <= MAX_GAP_NS:
             self.filter.reset()

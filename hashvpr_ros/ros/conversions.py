@@ -26,6 +26,7 @@ from hashvpr_ros.msg import (
 )
 from hashvpr_ros.types import Decision, Descriptor, Hypothesis, Keyframe, Ledger, LedgerEntry, Pose
 
+_LONGEST_NAME = 255  # of a camera, map or session that another robot names, in characters
 _MAX_STAMP_NS = (2**31 - 1) * 1_000_000_000 + 999_999_999
 
 
@@ -259,6 +260,10 @@ def from_descriptor(message: PlaceDescriptor, fingerprint: str, feature_dim: int
             f"made by model {message.model_fingerprint[:12]!r}, and {fingerprint[:12]} is in use; "
             "run one model on all robots"
         )
+    for what in ("camera", "map_id", "session"):
+        length = len(getattr(message, what))
+        if length > _LONGEST_NAME:
+            raise ConfigError(f"its {what} has {length} characters; {_LONGEST_NAME} are the most")
     kinds = {PlaceDescriptor.ENCODING_FLOAT32: "<f4", PlaceDescriptor.ENCODING_FLOAT16: "<f2"}
     kind = kinds.get(message.feature_encoding)
     if kind is None:
@@ -267,10 +272,10 @@ def from_descriptor(message: PlaceDescriptor, fingerprint: str, feature_dim: int
     if len(raw) != feature_dim * np.dtype(kind).itemsize:
         raise ConfigError(f"its feature has {len(raw)} bytes, which are not {feature_dim} numbers")
     feature = np.frombuffer(raw, kind).astype(np.float32)
-    length = float(np.linalg.norm(feature))
-    if not 0.9 < length < 1.1:  # of NaN neither
-        raise ConfigError(f"its feature has the length {length:g}, not 1")
-    return Descriptor(np.array(message.code, np.uint8), feature / length)
+    norm = float(np.linalg.norm(feature))
+    if not 0.9 < norm < 1.1:  # of NaN neither
+        raise ConfigError(f"its feature has the length {norm:g}, not 1")
+    return Descriptor(np.array(message.code, np.uint8), feature / norm)
 
 
 def from_pose(message: PoseMessage, frame_id: str = "map") -> Pose:

@@ -91,6 +91,7 @@ def test_a_closure_with_another_robot_can_be_rejected(robots, tmp_path):
         ({"feature_encoding": 7}, "no feature_encoding 7"),
         ({"feature": array.array("B", b"123")}, "which are not"),
         ({"feature": array.array("B", b"\xff" * 1024)}, "has the length nan"),
+        ({"camera": "c" * 256}, "its camera has 256 characters"),
     ],
 )
 def test_what_is_no_descriptor_of_this_model_is_passed_over_and_said(

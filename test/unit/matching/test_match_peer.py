@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from test_matcher import DIM, S, World
 
-from hashvpr_ros.config import from_flat
+from hashvpr_ros.config import KeyframeConfig, from_flat
 from hashvpr_ros.engine.base import EngineInfo
 from hashvpr_ros.evaluation.recorded import RecordedEngine
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
+from hashvpr_ros.matching.track import Track
 from hashvpr_ros.types import Mode
 
 PLACES = 120
@@ -58,3 +59,18 @@ def test_the_past_of_so_many_robots_is_remembered_and_no_more(robot, world):
         hear(robot, world, 3, i, session="stays")
     assert len(robot._peers) == 16
     assert {key[2] for key in robot._peers} == {"stays", *map(str, range(25, 40))}
+
+
+def test_cameras_that_another_robot_names_without_end_do_not_pile_up(robot, world):
+    for i in range(200):
+        hear(robot, world, i, i, camera=f"camera {i}")
+    (matcher,) = robot._peers.values()
+    assert list(matcher._track._witnesses) == [f"camera {i}" for i in range(184, 200)]
+
+
+def test_a_robot_of_many_cameras_keeps_them_all(world):
+    codes = {f"camera {i}": world.view(i).code for i in range(20)}
+    track = Track(15, KeyframeConfig(), lambda places: np.zeros(len(places), np.int32))
+    for second in range(3):
+        track.begin(second * S, codes, None)
+        assert all(track.views(camera) for camera in codes)
