@@ -87,6 +87,11 @@ def command(
     if bag is not None and (not image_topic or not pose_topic):
         raise ConfigError("--bag needs --image-topic and --pose-topic")
     config = from_flat({"mode": "localization", **dict(change_of(c) for c in changes)})
+    if config.matching.temporal != "both":
+        raise ConfigError(
+            f"matching.temporal is {config.matching.temporal}, and what is fitted here counts "
+            "with both alone: its scale is another's; leave it at both"
+        )
     engine = open_engine(engine_path)
     info = engine.info
     with PlaceMap.open(

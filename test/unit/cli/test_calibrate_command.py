@@ -32,6 +32,9 @@ def test_what_is_refused(run, built, bag, few, tmp_path):
     topics = ("--image-topic", "/camera/image", "--pose-topic", "/odom")
     refused(run("calibrate", built, "--bag", bag, *topics), "no poses of a common frame")
     refused(run("calibrate", built, "--images", few(4, "w"), "--set", "matching.top=1"), "unknown")
+    for way in ("none", "sequence", "filter"):
+        other = ("--set", f"matching.temporal={way}")
+        refused(run("calibrate", built, "--images", few(4, way), *other), f"temporal is {way}")
 
 
 def test_the_audit_of_a_map(run, built, tmp_path):
