@@ -24,6 +24,7 @@ from hashvpr_ros.msg import (
     PlaceHypothesis,
     StageTimes,
 )
+from hashvpr_ros.poses import unit
 from hashvpr_ros.types import Decision, Descriptor, Hypothesis, Keyframe, Ledger, LedgerEntry, Pose
 
 _LONGEST_NAME = 255  # of a camera, map or session that another robot names, in characters
@@ -279,9 +280,9 @@ def from_descriptor(message: PlaceDescriptor, fingerprint: str, feature_dim: int
 
 
 def from_pose(message: PoseMessage, frame_id: str = "map") -> Pose:
-    """A geometry_msgs/Pose in its frame; it may be invalid."""
+    """A geometry_msgs/Pose in its frame, its quaternion of length 1; it may be invalid."""
     p, q = message.position, message.orientation
-    return Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), frame_id)
+    return unit(Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), frame_id))
 
 
 def to_jpeg_message(jpeg: bytes | None) -> CompressedImage:

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from geometry_msgs.msg import Point
+from geometry_msgs.msg import Point, Quaternion
 from geometry_msgs.msg import Pose as PoseMessage
 from sensor_msgs.msg import CompressedImage, Image
 from vpr_process import PATIENCE_S, START_NS, Camera, image_message, latched, picture, wait_until
@@ -276,7 +276,7 @@ def test_poses_that_a_back_end_optimised_are_those_of_the_answers(node):
         node.camera.show(9100 + seed, 8000.0 + seed)
     before = node.call(InspectMap, "inspect_map").status
     id_ = before.keyframes
-    pose = PoseMessage(position=Point(x=1.0, y=2.0, z=3.0))
+    pose = PoseMessage(position=Point(x=1.0, y=2.0, z=3.0), orientation=Quaternion(z=4.0, w=3.0))
 
     def update(map_id=before.map_id, frame_id="optimised", keyframe_ids=(id_,), poses=(pose,)):
         return node.call(
@@ -291,6 +291,8 @@ def test_poses_that_a_back_end_optimised_are_those_of_the_answers(node):
     assert keyframe.keyframe.has_pose
     assert keyframe.keyframe.pose.header.frame_id == "optimised"
     assert keyframe.keyframe.pose.pose.position == pose.position
+    turned = keyframe.keyframe.pose.pose.orientation
+    assert (turned.z, turned.w) == pytest.approx((0.8, 0.6))  # as all that reckon with it expect
     for wrong, result, says in (
         ({"map_id": "another"}, UpdatePoses.Response.RESULT_OTHER_MAP, "is in use"),
         ({"keyframe_ids": (id_, id_), "poses": (pose, pose)},
@@ -298,6 +300,8 @@ def test_poses_that_a_back_end_optimised_are_those_of_the_answers(node):
         ({"poses": ()}, UpdatePoses.Response.RESULT_INVALID, "0 poses"),
         ({"keyframe_ids": (2**31 - 1,)}, UpdatePoses.Response.RESULT_INVALID, "no keyframe"),
         ({"poses": (PoseMessage(position=Point(x=float("nan"))),)},
+         UpdatePoses.Response.RESULT_INVALID, "not finite"),
+        ({"poses": (PoseMessage(orientation=Quaternion(w=0.0)),)},
          UpdatePoses.Response.RESULT_INVALID, "not finite"),
     ):  # fmt: skip
         response = update(**wrong)
