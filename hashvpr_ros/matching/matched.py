@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hashvpr_ros.matching.distinct import NEAR_M, SamePlaces, show_one_place
-from hashvpr_ros.poses import apart_m
-from hashvpr_ros.types import Candidate, Hypothesis, Keyframe, LedgerEntry, Reason
+from hashvpr_ros.matching.distinct import SamePlaces, show_one_place
+from hashvpr_ros.types import Candidate, Hypothesis, LedgerEntry, Reason
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Matched:
 def vote(matched: dict[str, Matched], same: SamePlaces) -> dict[str, Matched]:
     """Count which cameras see the place of each hypothesis; of a quarrel the surest wins.
 
+    Of places of two sessions, whose odometry begins anywhere, nobody knows whether they are one.
+
     Args:
         matched: what each camera's image shows.
         same: stretches of the map that are one place.
@@ -43,21 +44,14 @@ def vote(matched: dict[str, Matched], same: SamePlaces) -> dict[str, Matched]:
     result = {}
     for camera, m in matched.items():
         hypotheses = tuple(
-            replace(h, votes=sum(_agree(h.keyframe, b.keyframe, same) for b in bests))
+            replace(h, votes=sum(show_one_place(h.keyframe, b.keyframe, same) for b in bests))
             for h in m.hypotheses
         )
         reason = m.reason
         if reason is Reason.ACCEPTED and surest is not None:
             best = hypotheses[0].keyframe
             one_session = best.session == surest.keyframe.session
-            if one_session and not _agree(best, surest.keyframe, same):
+            if one_session and not show_one_place(best, surest.keyframe, same):
                 reason = Reason.OUTVOTED
         result[camera] = replace(m, hypotheses=hypotheses, reason=reason)
     return result
-
-
-def _agree(a: Keyframe, b: Keyframe, same: SamePlaces) -> bool:
-    if a.session == b.session:
-        return show_one_place(a, b, same)
-    metres = apart_m(a.pose, b.pose)
-    return metres is not None and metres <= NEAR_M

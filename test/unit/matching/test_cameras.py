@@ -9,9 +9,11 @@ from hashvpr_ros.config import from_flat
 from hashvpr_ros.datasets.bag_writer import planar_pose
 from hashvpr_ros.engine.factory import create_engine
 from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.matching.distinct import SamePlaces
+from hashvpr_ros.matching.matched import Matched, vote
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.simulation.course import DAY, Course
-from hashvpr_ros.types import Mode
+from hashvpr_ros.types import Hypothesis, Keyframe, Mode, Reason
 
 HEADINGS = {"front": 0.0, "rear": math.pi}
 STEP_M, STEP_NS = 0.5, 250_000_000
@@ -127,6 +129,21 @@ def test_cameras_vote_for_a_place(both, drive):
     for instant in decisions:
         for decision in instant.values():
             assert all(0 <= h.votes <= 2 for h in decision.hypotheses)
+
+
+@pytest.mark.parametrize(("session", "votes"), [("one", 2), ("two", 1)])
+def test_poses_make_places_one_within_a_session_alone(session, votes):
+    """Odometry of another session begins elsewhere, in a frame of the same name."""
+
+    def sees(id_, session):
+        pose = planar_pose(1.0, 2.0, 0.0)
+        keyframe = Keyframe(id_, session, "front", id_ * 10**12, pose)
+        hypothesis = Hypothesis(keyframe, 10, 0.9, 0.2, 0.9, 0.9)
+        return Matched(Reason.ACCEPTED, (hypothesis,))
+
+    voted = vote({"front": sees(10, "one"), "rear": sees(500, session)}, SamePlaces())
+    assert [m.hypotheses[0].votes for m in voted.values()] == [votes, votes]
+    assert {m.reason for m in voted.values()} == {Reason.ACCEPTED}
 
 
 def test_without_headings_the_turn_is_unknown(engine, drive):
