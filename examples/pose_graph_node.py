@@ -157,6 +157,7 @@ class PoseGraphNode(Node):
     def _verdict(self, closure: LoopClosure, used: bool) -> ClosureVerdict:
         verdict = ClosureVerdict(
             map_id=closure.map_id,
+            query_map_id=closure.query_map_id,
             query_stamp=closure.query_stamp,
             query_camera=closure.query_camera,
             match_keyframe_id=closure.match_keyframe_id,

@@ -200,12 +200,15 @@ class Recognizer:
                 decisions = self._store(decisions, matched, stamp_ns, images)
             return decisions
 
-    def verdict(self, stamp_ns: int, camera: str, match_id: int, verdict: Verdict) -> bool:
+    def verdict(
+        self, stamp_ns: int, camera: str, match_id: int, verdict: Verdict, query_map_id: str = ""
+    ) -> bool:
         """Learn what the back end made of an accepted match, and keep it in the map.
 
         Args:
             stamp_ns, camera: of the query.
             match_id: keyframe of the map.
+            query_map_id: of the robot that has the query, see `match_peer`; "": this one.
 
         Returns:
             whether there was such a match of late.
@@ -214,7 +217,10 @@ class Recognizer:
             MapError: it could not be written; it counts all the same until the map is closed.
         """
         with self._lock:
-            matchers = [self._matcher, *self._peers.values()]
+            # Stamps and names of cameras may be those of another robot, too.
+            own = [self._matcher] if query_map_id in ("", self._map.map_id) else []
+            peers = (m for (_, map_id, _), m in self._peers.items() if map_id == query_map_id)
+            matchers = (*own, *peers)
             closures = (m.verdict(stamp_ns, camera, match_id, verdict) for m in matchers)
             closure = next((c for c in closures if c is not None), None)
             if closure is not None and self._writes:

@@ -426,11 +426,13 @@ class VprNode(LifecycleNode):
             )
         stamp_ns = conversions.stamp_to_ns(message.query_stamp)
         match_id = message.match_keyframe_id
-        if not runtime.recognizer.verdict(stamp_ns, message.query_camera, match_id, verdict):
+        if not runtime.recognizer.verdict(
+            stamp_ns, message.query_camera, match_id, verdict, message.query_map_id
+        ):
             raise ConfigError(
                 f"no closure of camera {message.query_camera!r} at {stamp_ns / 1e9:.3f} s with "
-                f"keyframe {match_id} was published of late; copy query_stamp, query_camera and "
-                "match_keyframe_id from the LoopClosure"
+                f"keyframe {match_id} was published of late; copy query_map_id, query_stamp, "
+                "query_camera and match_keyframe_id from the LoopClosure"
             )
         return verdict
 

@@ -65,15 +65,17 @@ def test_a_closure_with_another_robot_can_be_rejected(robots, tmp_path):
     copy = tmp_path / "copy.vprmap"
     closure = one.closure
     publisher = one.client.matched(one.client.publisher(ClosureVerdict, one.topic("verdicts")))
-    publisher.publish(
-        ClosureVerdict(
-            map_id=closure.map_id,
-            query_stamp=closure.query_stamp,
-            query_camera=closure.query_camera,
-            match_keyframe_id=closure.match_keyframe_id,
-            verdict=ClosureVerdict.VERDICT_REJECTED_BY_GRAPH,
-        )
+    verdict = ClosureVerdict(
+        map_id=closure.map_id,
+        query_stamp=closure.query_stamp,
+        query_camera=closure.query_camera,
+        match_keyframe_id=closure.match_keyframe_id,
+        verdict=ClosureVerdict.VERDICT_REJECTED_BY_GRAPH,
     )
+    publisher.publish(verdict)  # on a closure of this robot's own, of which there is none
+    wait_until(lambda: "copy query_map_id" in one.text(), f"it is passed over:\n{one.text()}")
+    verdict.query_map_id = closure.query_map_id
+    publisher.publish(verdict)
 
     def kept():
         assert one.call(SaveMap, "save_map", path=str(copy), overwrite=True).result == 0

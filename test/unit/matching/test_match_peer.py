@@ -10,7 +10,7 @@ from hashvpr_ros.evaluation.recorded import RecordedEngine
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.matching.track import Track
-from hashvpr_ros.types import Mode
+from hashvpr_ros.types import Mode, Verdict
 
 PLACES = 120
 FINGERPRINT = "ab" * 32
@@ -74,3 +74,17 @@ def test_a_robot_of_many_cameras_keeps_them_all(world):
     for second in range(3):
         track.begin(second * S, codes, None)
         assert all(track.views(camera) for camera in codes)
+
+
+def test_a_verdict_is_on_the_closure_of_the_robot_that_it_names(robot, world):
+    """Clocks and names of cameras may be the same, and so the match."""
+    heard = [hear(robot, world, i, PLACES + i, map_id=m) for i in range(40) for m in ("b", "c")]
+    closure = next(d for d in heard[::-1] if d.accepted)
+    said = closure.stamp_ns, closure.camera, closure.hypotheses[0].keyframe.id, Verdict.ACCEPTED
+    assert not robot.verdict(*said)
+    assert not robot.verdict(*said, "unknown")
+    assert robot.verdict(*said, "b") and robot.verdict(*said, "c")
+    robot.verdict(*said[:3], Verdict.REJECTED_BY_GRAPH, "c")
+    b, c = robot._peers.values()
+    assert len(b._verdicts._rejected) == 0 and len(c._verdicts._rejected) == 1
+    assert len(robot._matcher._verdicts._rejected) == 0
