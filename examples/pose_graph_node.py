@@ -107,6 +107,14 @@ class PoseGraphNode(Node):
         if not closure.query_session or closure.query_session != closure.match_session:
             self.get_logger().info("closures with other sessions are passed over", once=True)
             return
+        if not closure.has_relative_heading and closure.query_camera != closure.match_camera:
+            self.get_logger().info(
+                "closures of two cameras without a relative heading are passed over; give "
+                "vpr_node input.camera_headings or input.heading_frame",
+                once=True,
+            )
+            return
+        # Of one camera: images that match look the same way.
         turn = closure.relative_heading if closure.has_relative_heading else 0.0
         if not math.isfinite(turn) or not math.isfinite(closure.probability):
             self.get_logger().warning("closure with NaN passed over", throttle_duration_sec=10.0)

@@ -110,6 +110,7 @@ class BackEnd:
         """Send a closure between two seconds; a double of `vpr_node`'s."""
         closure = LoopClosure(
             map_id="a map",
+            query_map_id="a map",
             query_keyframe_id=query + 1,
             match_keyframe_id=match + 1,
             query_session="s",
@@ -193,9 +194,15 @@ def test_the_path_is_corrected_and_each_closure_judged_once(back_end):
     # Wrong, since the robot did not drive the other way; and what is to be ignored.
     back_end.close(PER_LAP + 20, 21, has_relative_heading=True, relative_heading=math.pi)
     back_end.close(PER_LAP + 22, 23, has_relative_heading=False, relative_heading=math.pi)
+    # Of a rear camera that may look anywhere, and of one that is known.
+    back_end.close(PER_LAP + 24, 25, match_camera="rear")
+    known = {"has_relative_heading": True, "relative_heading": 0.0}
+    back_end.close(PER_LAP + 26, 27, match_camera="rear", **known)
     after = back_end.drive(range(PER_LAP + 30, PER_LAP + 40))
     assert error_m(after) < error_m(before) / 3
-    back_end.wait(lambda: len(back_end.verdicts) >= 33, "all are judged")
+    back_end.wait(lambda: len(back_end.verdicts) >= 34, "all are judged")
+    assert len(back_end.said_of(PER_LAP + 24)) == 1 and len(back_end.said_of(PER_LAP + 26)) == 2
+    assert {v.query_map_id for v in back_end.verdicts} == {"a map"}
     assert back_end.said_of(PER_LAP + 5) == ["accepted"]
     assert sorted(back_end.said_of(PER_LAP + 10)) == ["accepted", "rejected_by_graph"]
     assert sorted(back_end.said_of(PER_LAP + 20)) == ["accepted", "rejected_by_graph"]
@@ -209,7 +216,7 @@ def test_the_path_is_corrected_and_each_closure_judged_once(back_end):
     back_end.close(PER_LAP + 33, 33)
     back_end.drive(range(PER_LAP + 40, PER_LAP + 45))
     back_end.wait(lambda: back_end.said_of(PER_LAP + 33), "the last is judged")
-    assert len(back_end.verdicts) == 34
+    assert len(back_end.verdicts) == 35
     assert back_end.stop() == 0
     written = read_tum(back_end.tum)
     assert written[-1][0] == stamp_ns(PER_LAP + 44)
