@@ -23,6 +23,7 @@ from hashvpr_ros.cli.common import (
     write_json,
 )
 from hashvpr_ros.cli.settings import change_of, set_option
+from hashvpr_ros.errors import ConfigError
 
 _WAYS = {
     "none": "single images",
@@ -72,6 +73,8 @@ def command(
     from hashvpr_ros.evaluation.loops import close_loops, describe_drive, summary
 
     flat = dict(change_of(c) for c in changes)
+    if "matching.temporal" in flat:
+        raise ConfigError("all ways of matching.temporal are compared here: leave it out of --set")
     configs = {temporal: from_flat({"matching.temporal": temporal, **flat}) for temporal in _WAYS}
     engine = open_engine(engine_path)
     speed_mps = 2.0

@@ -18,6 +18,8 @@ from hashvpr_ros.map.schema import MAX_ID, SQLITE_ERRORS, explain
 from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import Keyframe
 
+MOST_KEPT = 4096
+
 _A = TypeVar("_A")
 _R = TypeVar("_R")
 
@@ -32,6 +34,8 @@ class BufferedStore:
         self._path = path
         self._feature_dim = feature_dim
         self._since = 0.0
+        # Keyframes read of late: images that follow one another ask for nearly the same.
+        self._kept: dict[int, Keyframe] = {}
 
     # Writing
 
@@ -115,13 +119,24 @@ class BufferedStore:
             for i in ids
             if (row := self.waiting.get(i))
         }
+        found |= {i: self._kept[i] for i in ids if i in self._kept}
+        new: dict[int, Keyframe] = {}
         for chunk in chunks([i for i in ids if i not in found]):
             for columns in self.read(self._store.keyframes, chunk):
-                found[columns[0]] = keyframe_from_columns(columns)
+                new[columns[0]] = keyframe_from_columns(columns)
+        found |= new
+        if len(self._kept) + len(new) > MOST_KEPT:
+            self._kept = {}
+        if len(new) <= MOST_KEPT:
+            self._kept |= new
         missing = next((i for i in ids if i not in found), None)
         if missing is not None:
             raise MapError(f"{self._path}: there is no keyframe {missing}")
         return [found[i] for i in ids]
+
+    def forget(self) -> None:
+        """Read keyframes anew: those of the file are others from now on."""
+        self._kept = {}
 
     def thumbnail(self, id_: int) -> bytes | None:
         """The JPEG of a keyframe, or None where none was stored."""

@@ -270,6 +270,7 @@ class PlaceMap:
             with self._lock:
                 self._check_writable()
                 self._store.set_poses({i: poses[i] for i in chunk})
+                self._rows.forget()
         return len(ids)
 
     def add_verdict(self, new: verdicts.StoredVerdict) -> None:
@@ -323,6 +324,7 @@ class PlaceMap:
             self._store.clear(self._next_id - 1)
             self.calibration = None
             self._rows.waiting = {}
+            self._rows.forget()
             self._index = self._index.emptied()
             self._session_numbers = {}
             self.start_session(self.session)

@@ -174,9 +174,10 @@ class Track:
         own, around = self.filter.belief(ids), self.filter.around(ids)
         positions = positions_of(ids)
         if not np.isnan(positions).all():
-            for i in np.argsort(-own)[:_HEAVIEST].tolist():
-                near = np.linalg.norm(positions - positions[i], axis=1) <= NEAR_M
-                around[i] = min(1.0, max(around[i], own[near].sum()))
+            top = np.argsort(-own)[:_HEAVIEST]
+            apart = positions[top, np.newaxis] - positions  # [_HEAVIEST, n, 3]
+            near = np.einsum("ijk,ijk->ij", apart, apart) <= NEAR_M**2
+            around[top] = np.clip(near @ own, around[top], 1.0)
         found: list[Place] = []
         while len(found) < count and len(ids):
             # Of equals the one with the most belief of its own: the middle of the place.

@@ -20,7 +20,7 @@ from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.types import Mode
 
 HOURS = float(os.environ.get("HOURS", "24"))
-RATE_HZ, SPEED_MPS, LAP_M, DIM = 10, 1.0, 3000, 256
+RATE_HZ, SPEED_MPS, LAP_M, DIM = 3, 1.0, 3000, 256
 IMAGE = np.zeros((240, 320, 3), np.uint8)
 
 
