@@ -127,9 +127,9 @@ def command(
     decisions = out / "decisions.jsonl"
     check_folder(out, decisions.is_file(), ("map.vprmap", "ledger", "run"))
     if map_path is not None and resolve(map_path) == resolve(config.map.path):
-        raise ConfigError(f"{map_path}: is replaced by the replay; give another --out")
-    write_json_text(decisions, "")  # what is in the folder from here on is of a replay
+        raise ConfigError(f"--map {map_path} is where --out puts its map; give another --out")
     _prepare_map(map_path, Path(config.map.path))
+    write_json_text(decisions, "")  # what is in the folder from here on is of a replay
     if ros:
         run = _play(bag, flat, config, out, rate)
     else:
@@ -233,8 +233,6 @@ def _prepare_map(start: Path | None, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         return
     with PlaceMap.open(start, read_only=True, create=False) as place_map:
-        if path.exists() and path.samefile(start):
-            raise ConfigError(f"--map {start} is where --out puts its map; give another --out")
         place_map.copy_to(path, overwrite=True)
 
 

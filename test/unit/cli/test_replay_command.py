@@ -74,10 +74,11 @@ def test_a_map_is_begun_with_and_left_as_it_is(run, laps, tmp_path):
     assert numbers["recall_at_1"] > 95
     assert PlaceMap.read_info(out / "map.vprmap").keyframes > 0
     # A run after it takes the place of this one's map, and of no other.
-    copied = (out / "map.vprmap").read_bytes()
+    copied, decided = (out / "map.vprmap").read_bytes(), (out / "decisions.jsonl").read_bytes()
     refused(run("replay", laps, "--map", tmp_path / "none.vprmap", "--out", out), "none.vprmap")
     refused(run("replay", laps, "--map", out / "map.vprmap", "--out", out), "--out")
     assert (out / "map.vprmap").read_bytes() == copied
+    assert (out / "decisions.jsonl").read_bytes() == decided
     well(run("replay", laps, "--map", made, "--set", "mode=localization", "--out", out))
 
 
