@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import (
+    FiniteRange,
     engine_option,
     json_option,
     machine,
+    near_options,
     open_engine,
     progress_bar,
     table,
@@ -22,9 +27,12 @@ from hashvpr_ros.cli.common import (
 from hashvpr_ros.cli.outputs import HTML_FILE
 from hashvpr_ros.errors import ConfigError
 
+if TYPE_CHECKING:
+    from hashvpr_ros.evaluation.bag_traverses import BagTraverses
+
 
 @click.command(name="evaluate")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="FOLDER|BAG", type=click.Path(path_type=Path))
 @click.option(
     "--layout",
     default="auto",
@@ -56,6 +64,23 @@ from hashvpr_ros.errors import ConfigError
     default=None,
     help="With --ablate: an HTML file with curves, the similarity matrix and the mistakes.",
 )
+@click.option(
+    "--map-bag",
+    type=click.Path(path_type=Path),
+    help="Recognize the images of BAG by those of this bag. Needs --truth.",
+)
+@click.option("--image-topic", help="Of both bags. Default: their only one.")
+@click.option("--truth", help="With --map-bag: pose topic of BAG, or a TUM trajectory of it.")
+@click.option("--map-truth", help="The same of --map-bag. Default: the topic of --truth.")
+@click.option(
+    "--spacing",
+    "spacing_m",
+    type=FiniteRange(0),
+    default=1.0,
+    show_default=True,
+    help="With --map-bag: metres from one image that is taken to the next.",
+)
+@near_options("--map-bag")
 @json_option
 def command(
     folder: Path,
@@ -65,19 +90,55 @@ def command(
     tolerance: int,
     ablate: bool,
     report: Path | None,
+    map_bag: Path | None,
+    image_topic: str | None,
+    truth: str | None,
+    map_truth: str | None,
+    spacing_m: float,
+    radius_m: float,
+    angle_deg: float,
     json_path: Path | None,
 ) -> None:
-    """Recall of hash, float and re-ranked search on FOLDER, and the time they take.
+    """Recall of hash, float and re-ranked search, and the time they take.
 
-    FOLDER has query/, ref/ and ground_truth_new.npy, or another layout: see --layout.
+    FOLDER has query/, ref/ and ground_truth_new.npy, or another layout: see --layout. Of bags,
+    BAG has the queries and --map-bag the references; the poses of both are of one frame.
+
+    \b
+    hashvpr evaluate corridor/ --ablate --report ways.html
+    hashvpr evaluate evening --map-bag morning --truth /ground_truth --ablate
     """
     from hashvpr_ros.datasets.registry import open_traverses
+    from hashvpr_ros.evaluation.bag_traverses import BagTraverses
 
     if report is not None and not ablate:
         raise ConfigError("--report belongs to --ablate; give both")
     if ablate and top_k is not None:
         raise ConfigError("--ablate compares several --top-k; leave it out")
-    dataset = open_traverses(folder, layout)
+    if map_bag is None and (truth or map_truth or image_topic):
+        raise ConfigError("--truth, --map-truth and --image-topic belong to --map-bag; give it")
+    with tempfile.TemporaryDirectory(prefix="hashvpr_evaluate") as images:
+        if map_bag is None:
+            dataset: Any = open_traverses(folder, layout)
+        else:
+            read = partial(
+                BagTraverses, folder=Path(images), spacing_m=spacing_m, radius_m=radius_m,
+                angle_rad=math.radians(angle_deg),
+            )  # fmt: skip
+            dataset = _read_bags((folder, map_bag), (truth, map_truth), image_topic, read)
+        result = _run(folder, dataset, engine_path, ablate, top_k, tolerance, report)
+    write_json(json_path, result)
+
+
+def _run(
+    folder: Path,
+    dataset: Any,
+    engine_path: Path | None,
+    ablate: bool,
+    top_k: int | None,
+    tolerance: int,
+    report: Path | None,
+) -> dict[str, Any]:
     engine = open_engine(engine_path)
     click.echo(
         f"{engine.info.name} on {folder}: {len(dataset.queries)} queries, "
@@ -87,13 +148,41 @@ def command(
         result = _ablate(dataset, engine, tolerance, report)
     else:
         result = _evaluate(dataset, engine, top_k, tolerance)
-    result |= {
+    return result | {
         "tolerance": tolerance,
         "engine": {"name": engine.info.name, "fingerprint": engine.info.fingerprint},
         "version": __version__,
         "machine": machine(),
     }
-    write_json(json_path, result)
+
+
+def _read_bags(
+    bags: tuple[Path, Path],
+    truths: tuple[str | None, str | None],
+    image_topic: str | None,
+    read: Callable[..., BagTraverses],
+) -> BagTraverses:
+    """The images of two bags, queries and references, that have poses."""
+    from hashvpr_ros.datasets.bag import BagFrames, image_topics
+    from hashvpr_ros.datasets.truth import read_truth
+
+    truth, map_truth = truths
+    if truth is None:
+        raise ConfigError("--map-bag needs --truth: where the images were taken")
+    if map_truth is None and Path(truth).is_file():
+        raise ConfigError(f"{truth}: is of {bags[0]} alone; give --map-truth for {bags[1]}, too")
+    drives = []
+    for path, said in zip(bags, (truth, map_truth or truth), strict=True):
+        topics = [image_topic] if image_topic else image_topics(path)
+        if len(topics) != 1:
+            raise ConfigError(
+                f"{path}: has {len(topics)} image topics ({', '.join(topics) or 'none'}); "
+                "say --image-topic"
+            )
+        drives.append((BagFrames(path, topics[0]), read_truth(path, said)))
+    total = sum(len(frames) for frames, _ in drives)
+    with progress_bar(total, "reading the bags") as bar:
+        return read(*drives, progress=ticker(bar))
 
 
 def _evaluate(dataset: Any, engine: Any, top_k: int | None, tolerance: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from hashvpr_ros.datasets.bag import BagFrames
     from hashvpr_ros.evaluation.run_result import Answer
     from hashvpr_ros.types import Pose
-
-_TRUTH_AGE_S = 0.2  # an image has a true pose where one is known within this time
 
 
 @click.command(name="replay")
@@ -114,6 +112,7 @@ def command(
     live node where it drops no image and its odometry comes in time (pose.wait_s).
     """
     from hashvpr_ros.config import from_flat
+    from hashvpr_ros.datasets.truth import read_truth
     from hashvpr_ros.evaluation.decisions import digest, first_difference, read_lines
     from hashvpr_ros.map.files import resolve
 
@@ -123,7 +122,7 @@ def command(
     config = from_flat(flat | {"map.path": str(out / "map.vprmap")})
     frames, cameras = _open(bag, config)
     other = None if against is None else read_lines(against)
-    pose_at = None if truth is None else _read_truth(bag, truth)
+    pose_at = None if truth is None else read_truth(bag, truth)
     decisions = out / "decisions.jsonl"
     check_folder(out, decisions.is_file(), ("map.vprmap", "ledger", "run"))
     if map_path is not None and resolve(map_path) == resolve(config.map.path):
@@ -234,22 +233,6 @@ def _prepare_map(start: Path | None, path: Path) -> None:
         return
     with PlaceMap.open(start, read_only=True, create=False) as place_map:
         place_map.copy_to(path, overwrite=True)
-
-
-def _read_truth(bag: Path, truth: str) -> Callable[[int], Pose | None]:
-    """Poses by stamp, of a TUM file or of a topic of the bag."""
-    from hashvpr_ros.datasets.bag import open_bag, read_poses
-    from hashvpr_ros.datasets.trajectory import read_tum
-    from hashvpr_ros.poses import PoseTrack
-
-    if Path(truth).is_file():
-        track = PoseTrack(keep=0)
-        for stamp_ns, pose in read_tum(Path(truth)):
-            track.add(stamp_ns, pose)
-    else:
-        with closing(open_bag(bag)) as reader:
-            track = read_poses(reader, bag, truth)
-    return lambda stamp_ns: track.at(stamp_ns, _TRUTH_AGE_S)
 
 
 def _replay(frames: BagFrames, cameras: dict[str, str], config: Config, ledger_path: Path) -> _Run:
