@@ -39,6 +39,8 @@ _HEAVIEST = 16
 # keyframes passed, and the share of an image that counts in full.
 _LEAST_ADVANCE = 0.2
 LEAST_SHARE = 0.05
+# Between sessions on one axis of ids, which are below it.
+_SESSION_STRIDE = 2**32
 
 SessionsOf = Callable[[NDArray[np.int64]], NDArray[np.integer]]
 
@@ -164,9 +166,16 @@ class PlaceFilter:
         return self._around(asked, np.asarray(self._sessions_of(asked), np.int64))
 
     def _around(self, ids: NDArray[np.int64], sessions: NDArray[np.int64]) -> NDArray[np.float64]:
-        near = np.abs(ids[:, np.newaxis] - self._ids) <= self._settings.near_keyframes
-        near &= sessions[:, np.newaxis] == self._sessions
-        return np.minimum(near @ self._mass.sum(0), 1.0)
+        # Stretches of one cumulative sum; each with each would be quadratic. Session after session,
+        # so that none reaches into the next.
+        held = self._sessions * _SESSION_STRIDE + self._ids
+        order = np.argsort(held, kind="stable")
+        held, total = held[order], np.append(0.0, np.cumsum(self._mass.sum(0)[order]))
+        asked = sessions * _SESSION_STRIDE + ids
+        near = self._settings.near_keyframes
+        first = np.searchsorted(held, asked - near, "left")
+        end = np.searchsorted(held, asked + near, "right")
+        return np.minimum(total[end] - total[first], 1.0)
 
     def best(self) -> BestPlace:
         """The place with the most belief."""
