@@ -166,8 +166,8 @@ class PlaceFilter:
         return self._around(asked, np.asarray(self._sessions_of(asked), np.int64))
 
     def _around(self, ids: NDArray[np.int64], sessions: NDArray[np.int64]) -> NDArray[np.float64]:
-        # Stretches of one cumulative sum; each with each would be quadratic. Session after session,
-        # so that none reaches into the next.
+        # Stretches of one cumulative sum; each with each would be quadratic. Session after
+        # session, so that none reaches into the next.
         held = self._sessions * _SESSION_STRIDE + self._ids
         order = np.argsort(held, kind="stable")
         held, total = held[order], np.append(0.0, np.cumsum(self._mass.sum(0)[order]))
