@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hashvpr_ros.cli.outputs import JSON_FILE, write_json_text
-from hashvpr_ros.errors import MapError
+from hashvpr_ros.errors import ConfigError, MapError
 
 if TYPE_CHECKING:
     from hashvpr_ros.map.place_map import PlaceMap
@@ -67,6 +67,22 @@ def near_options(where: str) -> Callable[[Any], Any]:
         help=f"With {where}: degrees by which they may look apart.",
     )
     return lambda command: radius(angle(command))
+
+
+def only_image_topic(bag: Path) -> str:
+    """The image topic of a bag that has one.
+
+    Raises:
+        ConfigError: it has several, or none. DatasetError: the bag cannot be read.
+    """
+    from hashvpr_ros.datasets.bag import image_topics
+
+    topics = image_topics(bag)
+    if len(topics) != 1:
+        raise ConfigError(
+            f"{bag}: has {len(topics)} image topics ({', '.join(topics)}); choose by --image-topic"
+        )
+    return topics[0]
 
 
 def open_engine(path: Path | None) -> Any:

@@ -207,8 +207,9 @@ def _remove_bag(folder: Path) -> None:
 
 
 def _fresh_map(path: Path) -> Path:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    from hashvpr_ros.map import files
+
+    files.remove(path)
     return path
 
 

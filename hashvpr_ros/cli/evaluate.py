@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from hashvpr_ros.cli.common import (
     json_option,
     machine,
     near_options,
+    only_image_topic,
     open_engine,
     progress_bar,
     table,
@@ -28,7 +27,8 @@ from hashvpr_ros.cli.outputs import HTML_FILE
 from hashvpr_ros.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hashvpr_ros.evaluation.bag_traverses import BagTraverses
+    from hashvpr_ros.datasets.bag import BagFrames
+    from hashvpr_ros.evaluation.bag_traverses import PoseAt
 
 
 @click.command(name="evaluate")
@@ -121,11 +121,12 @@ def command(
         if map_bag is None:
             dataset: Any = open_traverses(folder, layout)
         else:
-            read = partial(
-                BagTraverses, folder=Path(images), spacing_m=spacing_m, radius_m=radius_m,
-                angle_rad=math.radians(angle_deg),
-            )  # fmt: skip
-            dataset = _read_bags((folder, map_bag), (truth, map_truth), image_topic, read)
+            queries, references = _drives((folder, map_bag), (truth, map_truth), image_topic)
+            with progress_bar(len(queries[0]) + len(references[0]), "reading the bags") as bar:
+                dataset = BagTraverses(
+                    queries, references, Path(images), spacing_m=spacing_m, radius_m=radius_m,
+                    angle_rad=math.radians(angle_deg), progress=ticker(bar),
+                )  # fmt: skip
         result = _run(folder, dataset, engine_path, ablate, top_k, tolerance, report)
     write_json(json_path, result)
 
@@ -156,14 +157,11 @@ def _run(
     }
 
 
-def _read_bags(
-    bags: tuple[Path, Path],
-    truths: tuple[str | None, str | None],
-    image_topic: str | None,
-    read: Callable[..., BagTraverses],
-) -> BagTraverses:
-    """The images of two bags, queries and references, that have poses."""
-    from hashvpr_ros.datasets.bag import BagFrames, image_topics
+def _drives(
+    bags: tuple[Path, Path], truths: tuple[str | None, str | None], image_topic: str | None
+) -> list[tuple[BagFrames, PoseAt]]:
+    """The images of two bags, and where they were taken."""
+    from hashvpr_ros.datasets.bag import BagFrames
     from hashvpr_ros.datasets.truth import read_truth
 
     truth, map_truth = truths
@@ -171,18 +169,10 @@ def _read_bags(
         raise ConfigError("--map-bag needs --truth: where the images were taken")
     if map_truth is None and Path(truth).is_file():
         raise ConfigError(f"{truth}: is of {bags[0]} alone; give --map-truth for {bags[1]}, too")
-    drives = []
-    for path, said in zip(bags, (truth, map_truth or truth), strict=True):
-        topics = [image_topic] if image_topic else image_topics(path)
-        if len(topics) != 1:
-            raise ConfigError(
-                f"{path}: has {len(topics)} image topics ({', '.join(topics) or 'none'}); "
-                "say --image-topic"
-            )
-        drives.append((BagFrames(path, topics[0]), read_truth(path, said)))
-    total = sum(len(frames) for frames, _ in drives)
-    with progress_bar(total, "reading the bags") as bar:
-        return read(*drives, progress=ticker(bar))
+    return [
+        (BagFrames(bag, image_topic or only_image_topic(bag)), read_truth(bag, said))
+        for bag, said in zip(bags, (truth, map_truth or truth), strict=True)
+    ]
 
 
 def _evaluate(dataset: Any, engine: Any, top_k: int | None, tolerance: int) -> dict[str, Any]:

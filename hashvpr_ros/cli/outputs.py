@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.map.files import refuse_kept_name
+from hashvpr_ros.replacing import replacing
 
 
 class OutFile(click.Path):
@@ -101,12 +101,6 @@ def write_json_text(path: Path, text: str) -> None:
         ConfigError: the file cannot be written, or is of another kind.
     """
     JSON_FILE.check(path)
-    temporary = path.with_name(f".{path.name}.new")
-    try:
+    with replacing(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as e:
-        with suppress(OSError):
-            temporary.unlink()
-        raise ConfigError(f"{path}: cannot be written: {e.strerror}; give another path") from e

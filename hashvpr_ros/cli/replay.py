@@ -19,6 +19,7 @@ from hashvpr_ros.cli.common import (
     json_option,
     machine,
     near_options,
+    only_image_topic,
     progress_bar,
     table,
     write_json,
@@ -177,15 +178,8 @@ def _topics(
     bag: Path, image_topics: Sequence[str], pose_topic: str | None, in_file: bool
 ) -> dict[str, Any]:
     """The settings that say which topics of the bag are used."""
-    from hashvpr_ros.datasets.bag import image_topics as topics_of
-
     if not image_topics and not in_file:
-        image_topics = topics_of(bag)
-        if len(image_topics) != 1:
-            raise ConfigError(
-                f"{bag}: has {len(image_topics)} image topics ({', '.join(image_topics)}); choose "
-                "by --image-topic"
-            )
+        image_topics = (only_image_topic(bag),)
     flat: dict[str, Any] = {}
     if image_topics:
         flat["input.image_topics"] = list(image_topics)
@@ -224,11 +218,11 @@ def _absolute(topic: str) -> str:
 
 def _prepare_map(start: Path | None, path: Path) -> None:
     """A fresh map, or a copy of the one to begin with; what a run before left makes room."""
+    from hashvpr_ros.map import files
     from hashvpr_ros.map.place_map import PlaceMap
 
     if start is None:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        files.remove(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return
     with PlaceMap.open(start, read_only=True, create=False) as place_map:

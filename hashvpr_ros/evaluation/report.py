@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ from numpy.typing import NDArray
 from hashvpr_ros.datasets.base import Traverses
 from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.base import EngineInfo
-from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.evaluation import plots
 from hashvpr_ros.evaluation.ablation import Ablation, Way
 from hashvpr_ros.evaluation.evaluate import KS
 from hashvpr_ros.evaluation.run_result import Answer, RunResult
+from hashvpr_ros.replacing import replacing
 
 _GALLERY = 9
 _IMAGE_WIDTH = 240
@@ -199,14 +197,8 @@ def _write(
         settings=json.dumps(settings, indent=2, default=str),
         **content,
     )
-    temporary = path.with_name(f".{path.name}.new")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(html)
-        os.replace(temporary, path)
-    except OSError as e:
-        with suppress(OSError):
-            temporary.unlink()
-        raise ConfigError(f"{path}: cannot be written: {e.strerror}; check the folder") from e
 
 
 def _galleries(run: RunResult) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ from hashvpr_ros.errors import MapError
 _open_here: set[tuple[int, int]] = set()
 _registry = threading.Lock()
 
-_BESIDE = ("-journal", "-wal", "-shm")  # what SQLite keeps beside a file
-_KEPT_NAMES = (*_BESIDE, ".good", ".good.old")
+BESIDE = ("-journal", "-wal", "-shm")  # what SQLite keeps beside a file
+_KEPT_NAMES = (*BESIDE, ".good", ".good.old")
 
 
 class LockedFile:
@@ -280,6 +280,16 @@ def put(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 def discard(temporary: Path) -> None:
     """Remove a temporary file and what SQLite keeps beside it, where there are any."""
-    for suffix in ("", *_BESIDE):
+    for suffix in ("", *BESIDE):
         with suppress(OSError):
             os.unlink(f"{temporary}{suffix}")
+
+
+def remove(path: Path) -> None:
+    """Remove a map and what SQLite keeps beside it, where there are any.
+
+    Raises:
+        OSError: one of them cannot be removed.
+    """
+    for suffix in ("", *BESIDE):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)

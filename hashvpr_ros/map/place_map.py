@@ -23,11 +23,7 @@ from hashvpr_ros.map.info import MapInfo, count_contents
 from hashvpr_ros.map.loading import fill_index
 from hashvpr_ros.map.maintenance import find_problems
 from hashvpr_ros.map.rescue import copy_with
-from hashvpr_ros.map.rows import (
-    NewPlace,
-    check_text,
-    make_row,
-)
+from hashvpr_ros.map.rows import NewPlace, check_text, make_row
 from hashvpr_ros.map.schema import MAX_ID, SQLITE_ERRORS, explain, version_of
 from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import CODE_BYTES, Descriptor, Keyframe, Pose

@@ -98,16 +98,13 @@ def restore(path: str | Path, *, force: bool = False) -> Restored:
     return Restored(keyframes, aside if there else None)
 
 
-_LOGS = ("-wal", "-shm", "-journal")
-
-
 def _set_aside(path: Path, aside: Path) -> None:
     """Give a map another name, too, and its log that alone: its own name is replaced next."""
     try:
         aside.hardlink_to(path)
     except OSError:  # FAT has no links
         path.rename(aside)
-    for suffix in _LOGS:
+    for suffix in files.BESIDE:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
 
@@ -118,7 +115,7 @@ def _put_back(aside: Path, path: Path) -> None:
         aside.rename(path)
     elif not path.samefile(aside):
         return
-    for suffix in _LOGS:
+    for suffix in files.BESIDE:
         with suppress(FileNotFoundError):
             Path(f"{aside}{suffix}").rename(f"{path}{suffix}")
     aside.unlink(missing_ok=True)

@@ -116,8 +116,7 @@ class Matcher:
         codes = {camera: d.code for camera, d in descriptors.items()}
         track.begin(stamp_ns, codes, moved, self._spacing_m())
         matched = self._judge(descriptors, track, matching.max_hypotheses)
-        if matching.geometric_check:
-            matched = {c: self._check(images.get(c), m) for c, m in matched.items()}
+        matched = {c: self._check(images.get(c), m) for c, m in matched.items()}
         for camera, m in matched.items():
             best = m.hypotheses[0] if m.hypotheses else None
             track.views(camera).add(
@@ -142,11 +141,12 @@ class Matcher:
         return matched
 
     def _check(self, image: NDArray[np.uint8] | None, matched: Matched) -> Matched:
-        """Let corners bear an accepted match out, or refuse it."""
-        if matched.reason is not Reason.ACCEPTED:
+        """Let corners bear an accepted match out, or refuse it, where that is asked for."""
+        matching = self.config.matching
+        if not matching.geometric_check or matched.reason is not Reason.ACCEPTED:
             return matched
         started = time.perf_counter()
-        best, matching = matched.hypotheses[0], self.config.matching
+        best = matched.hypotheses[0]
         thumbnail = self.map.thumbnail(best.keyframe.id)
         geometry = self._geometry.compare(image, thumbnail, matching.field_of_view_rad)
         enough = geometry is not None and geometry.inliers >= matching.min_inliers
@@ -222,8 +222,7 @@ class Matcher:
             image: for the geometric check.
         """
         self._recent, self._now_ns = Recent(), None
-        matched = self._judge({camera: descriptor}, None, count)[camera]
-        return self._check(image, matched) if self.config.matching.geometric_check else matched
+        return self._check(image, self._judge({camera: descriptor}, None, count)[camera])
 
     def stored(
         self,
