@@ -56,6 +56,7 @@ class Finder:
     def __init__(self, place_map: PlaceMap, odometer: Odometer) -> None:
         self._map = place_map
         self._odometer = odometer
+        self._deep = False  # the last image had to look deeper
 
     def find(self, descriptor: Descriptor, top_k: int, recent: Recent) -> Found:
         """The candidates of an image; there may be none."""
@@ -87,13 +88,16 @@ class Finder:
             )
 
         most = max(1, top_k - max(_OTHERS * top_k // 100, MIN_OTHER_PLACES + 4))
-        ids, distances = nearest(top_k)
-        if len(ids) == top_k and int(self._with_first(ids).sum()) > most:
+        # Places passed often follow one another: a second scan for each would cost the most.
+        ids, distances = nearest(_DEEPER * top_k if self._deep else top_k)
+        self._deep = len(ids) >= top_k and int(self._with_first(ids[:top_k]).sum()) > most
+        if not self._deep:
+            return ids[:top_k], distances[:top_k]
+        if len(ids) == top_k:
             ids, distances = nearest(_DEEPER * top_k)
-            same = self._with_first(ids)
-            chosen = np.flatnonzero(~same | (np.cumsum(same) <= most))[:top_k]
-            ids, distances = ids[chosen], distances[chosen]
-        return ids, distances
+        same = self._with_first(ids)
+        chosen = np.flatnonzero(~same | (np.cumsum(same) <= most))[:top_k]
+        return ids[chosen], distances[chosen]
 
     def _with_first(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
         return self.at_first(self._map.places_of(ids))
