@@ -10,7 +10,7 @@ In very large maps a structure of FAISS can stand for the scan of the first rows
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +179,7 @@ class HammingIndex:
         """The row of each id, int64 [n]; -1 for those that are not there."""
         if not self._n:
             return np.full(len(ids), -1, np.int64)
-        rows = np.minimum(np.searchsorted(self._ids[: self._n], ids), self._n - 1)
+        rows = np.minimum(_find(self._ids[: self._n], ids), self._n - 1)
         return np.where(self._ids[rows] == ids, rows, -1)
 
     def places_of(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -191,7 +191,7 @@ class HammingIndex:
         asked = np.asarray(ids, np.int64)
         if not self._n:
             return asked
-        rows = np.searchsorted(self._ids[: self._n], asked, side="right") - 1
+        rows = _find(self._ids[: self._n], asked, "right") - 1
         return asked - np.where(rows < 0, 0, self._ids[rows] - self._places[rows])
 
     def _number(self, end: int) -> None:
@@ -233,8 +233,8 @@ class HammingIndex:
         if not self._n:
             return np.full(len(places), -1, np.int32)
         held = self._places[: self._n]
-        after = np.minimum(np.searchsorted(held, places), self._n - 1)
-        before = np.maximum(np.searchsorted(held, places, side="right") - 1, 0)
+        after = np.minimum(_find(held, places), self._n - 1)
+        before = np.maximum(_find(held, places, "right") - 1, 0)
         sessions = self._sessions[after]
         absent = (self._sessions[before] != sessions) | (places < held[0]) | (places > held[-1])
         if stamp_ns is not None:
@@ -308,6 +308,16 @@ class HammingIndex:
             np.concatenate([begin + before[0], inside[within[0]], last + 1 + after[0]]),
             np.concatenate([before[1], within[1], after[1]]),
         )
+
+
+def _find(
+    column: NDArray[np.int32], asked: NDArray[np.integer], side: Literal["left", "right"] = "left"
+) -> NDArray[np.int64]:
+    """`np.searchsorted`, which for numbers of another type would copy the column first.
+
+    What is no int32 is found anywhere: compare what is there with what was asked.
+    """
+    return np.searchsorted(column, asked.astype(np.int32, copy=False), side)
 
 
 def _frozen(view: NDArray[_T]) -> NDArray[_T]:
