@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import json_option, machine, progress_bar, table, write_json
+from hashvpr_ros.cli.node_run import check_ros
 from hashvpr_ros.cli.outputs import PLOT_FILE
+from hashvpr_ros.errors import ConfigError, MapError
+
+if TYPE_CHECKING:
+    from hashvpr_ros.evaluation.audit import Audit
+    from hashvpr_ros.types import Keyframe
 
 
 @click.command(name="audit")
@@ -26,8 +37,13 @@ from hashvpr_ros.cli.outputs import PLOT_FILE
     show_default=True,
     help="Pairs to print; --json has all.",
 )
+@click.option(
+    "--rviz",
+    is_flag=True,
+    help="Then show the pairs in RViz, as a MarkerArray of /hashvpr_audit/alike, until Ctrl+C.",
+)
 @json_option
-def command(path: Path, plot: Path | None, show: int, json_path: Path | None) -> None:
+def command(path: Path, plot: Path | None, show: int, rviz: bool, json_path: Path | None) -> None:
     """Which distant places of MAP look as alike as neighbouring ones do?
 
     There a single image says little: keep `matching.temporal` at both, give the node odometry, or
@@ -36,13 +52,21 @@ def command(path: Path, plot: Path | None, show: int, json_path: Path | None) ->
     from hashvpr_ros.evaluation.audit import audit
     from hashvpr_ros.map.place_map import PlaceMap
 
+    if rviz:
+        check_ros("visualization_msgs")
     with PlaceMap.open(path, read_only=True, create=False) as place_map:
+        keyframes = place_map.keyframes(place_map.ids()) if plot is not None or rviz else []
+        if rviz and all(k.pose is None for k in keyframes):
+            raise MapError(
+                f"{path}: no keyframe has a pose, and RViz shows positions; `--plot FILE` draws "
+                "pairs without"
+            )
         with progress_bar(len(place_map), "comparing", "keyframe") as bar:
             found = audit(place_map, bar.update)
         if plot is not None:
             from hashvpr_ros.evaluation import plots
 
-            plots.alike(plot, found, place_map.keyframes(place_map.ids()))
+            plots.alike(plot, found, keyframes)
     click.echo(
         f"{path}: {found.alike} of {found.keyframes} keyframes have a double elsewhere, in "
         f"{len(found.pairs)} pairs of stretches (cosine of at least {found.threshold:.3f}, as of "
@@ -87,3 +111,41 @@ def command(path: Path, plot: Path | None, show: int, json_path: Path | None) ->
             "version": __version__,
         },
     )
+    if rviz:
+        _show_in_rviz(_by_frame(found, keyframes, show))
+
+
+def _by_frame(found: Audit, keyframes: list[Keyframe], show: int) -> dict[str, Any]:
+    """Positions of keyframes and pairs in each frame that poses have; see `ros.show_alike`."""
+    frames: dict[str, Any] = {}
+    for keyframe in keyframes:
+        if keyframe.pose is not None:
+            shown = frames.setdefault(keyframe.pose.frame_id, {"keyframes": [], "pairs": []})
+            shown["keyframes"].append(keyframe.pose.position_m)
+    for rank, pair in enumerate(found.pairs):
+        a, b = pair.first.pose, pair.second.pose
+        if a is not None and b is not None and a.frame_id == b.frame_id:
+            text = f"{pair.first.id} like {pair.second.id}: {pair.similarity:.3f}"
+            frames[a.frame_id]["pairs"].append(
+                {
+                    "first": a.position_m,
+                    "second": b.position_m,
+                    "text": text if rank < show else None,
+                }
+            )
+    return frames
+
+
+def _show_in_rviz(frames: dict[str, Any]) -> None:
+    pairs = sum(len(shown["pairs"]) for shown in frames.values())
+    click.echo(
+        f"in RViz: {pairs} pairs as a MarkerArray of /hashvpr_audit/alike, in frame "
+        f"{', '.join(frames)}; Ctrl+C ends"
+    )
+    command = [sys.executable, "-m", "hashvpr_ros.ros.show_alike"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        with suppress(KeyboardInterrupt, BrokenPipeError):
+            print(json.dumps({"frames": frames}), file=process.stdin, flush=True)
+            process.wait()
+            raise ConfigError(f"what shows the pairs ended by itself, with {process.returncode}")

