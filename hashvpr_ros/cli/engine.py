@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hashvpr_ros.cli.common import json_option, write_json
+from hashvpr_ros.cli.outputs import TIMING_FILE
 from hashvpr_ros.errors import EngineError
 
 
@@ -35,9 +36,9 @@ def command() -> None:
 )
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=TIMING_FILE,
     default=None,
-    help="File of measured kernels: read if it fits, written back.",
+    help="File of measured kernels, .timing or .cache: read if it fits, written back.",
 )
 @click.option(
     "--max-batch",

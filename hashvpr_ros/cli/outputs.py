@@ -21,7 +21,7 @@ class OutFile(click.Path):
 
     Args:
         kind: in a sentence.
-        begins: what files of the kind begin with.
+        begins: what files of the kind begin with; none: their names alone tell them.
         suffixes: that the name must have one of; none: any name will do.
         make_folder: whether its folder is made where there is none.
     """
@@ -62,7 +62,7 @@ class OutFile(click.Path):
                 raise ConfigError(
                     f"{path}: exists and cannot be read: {e.strerror}; give another path"
                 ) from e
-            other = bool(begin) and not begin.startswith(self._begins)
+            other = bool(begin and self._begins) and not begin.startswith(self._begins)
         else:
             other = os.path.exists(path) and not os.path.isdir(path)  # a device
         if other:
@@ -74,6 +74,7 @@ class OutFile(click.Path):
 JSON_FILE = OutFile("JSON", b"{", b"[", make_folder=True)
 HTML_FILE = OutFile("HTML", b"<")
 EXPORT_FILE = OutFile("export", b"id,", b"# timestamp", b"PK", make_folder=True)
+TIMING_FILE = OutFile("timing cache", suffixes=(".timing", ".cache"))
 PLOT_FILE = OutFile("plot", b"\x89PNG", b"<", suffixes=(".png", ".svg"))
 
 

@@ -8,7 +8,7 @@ from cli_helpers import refused, strict_json, well
 from test_map_command import small_map
 
 from hashvpr_ros.cli.common import write_json
-from hashvpr_ros.cli.outputs import HTML_FILE, JSON_FILE, PLOT_FILE, check_folder
+from hashvpr_ros.cli.outputs import HTML_FILE, JSON_FILE, PLOT_FILE, TIMING_FILE, check_folder
 from hashvpr_ros.errors import ConfigError, HashVprError, MapError
 from hashvpr_ros.map.place_map import PlaceMap
 
@@ -104,6 +104,14 @@ def test_a_report_and_a_plot_are_checked_before_the_work(run, tmp_path):
         refused(run(*words, nowhere), nowhere.parent, "no such folder")
     refused(run("evaluate", tmp_path, "--ablate", "--report", path), path, "is no HTML")
     assert PlaceMap.read_info(path).keyframes == 3
+
+
+def test_a_timing_cache_is_told_by_its_name(run, tmp_path):
+    path = small_map(tmp_path / "m", 3)
+    done = run("engine", "build", path, tmp_path / "e.engine", "--timing-cache", path)
+    assert done.code == 2 and "must end in .timing or .cache" in done.err
+    (tmp_path / "t.timing").write_bytes(b"of another version")
+    TIMING_FILE.check(tmp_path / "t.timing")
 
 
 def test_a_replay_replaces_what_a_replay_made(run, bag, tmp_path):
