@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 from hashvpr_ros.config import Config
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.bayes import likelihood_ratios
-from hashvpr_ros.matching.distinct import (
-    SamePlaces,
-    distinctness,
-    show_one_place,
-)
+from hashvpr_ros.matching.choice import Choice, choose
+from hashvpr_ros.matching.distinct import SamePlaces, distinctness
 from hashvpr_ros.matching.finder import Finder, Found, Recent
 from hashvpr_ros.matching.geometry import GeometricCheck
 from hashvpr_ros.matching.ledger import judge_candidates
@@ -36,9 +33,6 @@ from hashvpr_ros.types import (
     Reason,
     Verdict,
 )
-
-# Places on either side of the likeliest one among which the best candidate is taken for it.
-_SAME_VIEW_PLACES = 4
 
 
 class Matcher:
@@ -322,9 +316,11 @@ class Matcher:
             reason = Reason.MAP_EMPTY if len(self.map) == 0 else Reason.NO_CANDIDATE
         else:
             ranks = np.flatnonzero(possible).tolist()
-            chosen = self._choose(descriptor, found, ranks, places, count)
+            chosen = choose(
+                descriptor, found, ranks, places, self._finder, self._same_places, count
+            )
             hypotheses = tuple(
-                self._weigh(camera, descriptor, found, track, *each) for each in chosen
+                self._weigh(camera, descriptor, found, track, each) for each in chosen
             )
             if hypotheses:
                 reason = self._reason(hypotheses[0], alone=track is None)
@@ -360,63 +356,17 @@ class Matcher:
             self._same_places,
         )
 
-    def _choose(
-        self,
-        descriptor: Descriptor,
-        found: Found,
-        possible: Sequence[int],
-        places: Sequence[Place],
-        count: int,
-    ) -> list[tuple[Keyframe, int, float, float]]:
-        """The likeliest places, each by one keyframe; the filter's first, then by similarity.
-
-        Returns:
-            keyframe, Hamming distance, similarity, and the filter's belief in the place.
-        """
-        ranked = found.ranked
-        chosen: list[tuple[Keyframe, int, float, float]] = []
-
-        def is_new(keyframe: Keyframe) -> bool:
-            return not any(
-                show_one_place(keyframe, other[0], self._same_places) for other in chosen
-            )
-
-        numbers = found.places[possible]
-        for place in places:
-            near = np.abs(numbers - place.number) <= _SAME_VIEW_PLACES
-            if not near.any():  # perhaps on another lap
-                near = self._finder.at_first(np.append(place.number, numbers))[1:]
-            if near.any():
-                rank = possible[int(np.argmax(near))]  # the best of them
-                c, keyframe = ranked.found[rank], ranked.keyframe(rank)
-                seen = (keyframe, c.distance_bits, c.similarity, place.mass)
-            else:
-                seen = (*self._finder.best_view(place.number, descriptor), place.mass)
-            if is_new(seen[0]):
-                chosen.append(seen)
-        for rank in possible:
-            if len(chosen) >= count:
-                break
-            keyframe = ranked.keyframe(rank)
-            if is_new(keyframe):
-                c = ranked.found[rank]
-                chosen.append((keyframe, c.distance_bits, c.similarity, 0.0))
-        return chosen
-
     def _weigh(
         self,
         camera: str,
         descriptor: Descriptor,
         found: Found,
         track: Track | None,
-        keyframe: Keyframe,
-        distance_bits: int,
-        similarity: float,
-        mass: float,
+        choice: Choice,
     ) -> Hypothesis:
-        matching = self.config.matching
+        matching, keyframe = self.config.matching, choice.keyframe
         distinct = distinctness(
-            found.ranked, keyframe, similarity, matching.top_k, self._same_places
+            found.ranked, keyframe, choice.similarity, matching.top_k, self._same_places
         )
         support, run_distinct = 0.0, distinct
         if track is not None:
@@ -428,15 +378,15 @@ class Matcher:
         elif temporal == "sequence":
             probability = self._probability(distinct, support, run_distinct)
         elif temporal == "filter":
-            probability = mass
+            probability = choice.mass
         else:
             probability = self._probability.over_time(
-                mass, support, run_distinct, by_odometry=self._is_gated(keyframe)
+                choice.mass, support, run_distinct, by_odometry=self._is_gated(keyframe)
             )
         return Hypothesis(
             keyframe,
-            distance_bits,
-            similarity,
+            choice.distance_bits,
+            choice.similarity,
             distinct,
             probability,
             support,
