@@ -5,7 +5,8 @@ python3 examples/pose_graph_node.py --ros-args -r odom:=/odom -p tum_file:=traje
 
 Subscribes to `odom` (nav_msgs/Odometry) and `vpr_node/loop_closures` (hashvpr_ros/LoopClosure).
 Publishes `~/path` (nav_msgs/Path) and, on `vpr_node/verdicts` (hashvpr_ros/ClosureVerdict), what
-became of each closure. Writes the trajectory as a TUM file when it ends.
+became of each closure. Writes the trajectory as a TUM file when it ends. With `update_poses:=true`
+it also gives the keyframes of vpr_node's map the poses that it has optimised.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path as FilePath
 
 import rclpy
 from geometry_msgs.msg import PoseStamped
+from keyframe_poses import KeyframePoses
 from nav_msgs.msg import Odometry, Path
 from odometry_watch import OdometryWatch, Seen
 from pose_graph import Closure, Noise, PoseGraph, write_tum
@@ -52,6 +54,8 @@ class PoseGraphNode(Node):
             float(self.declare_parameter("heading_noise_rad", Noise.heading_rad).value),
             float(self.declare_parameter("position_noise_m", Noise.position_m).value),
         )
+        update_poses = bool(self.declare_parameter("update_poses", False).value)
+        self._keyframes = KeyframePoses(self, self._frame_id) if update_poses else None
         self._begin()
         best_effort = QoSProfile(depth=_QUEUE, reliability=ReliabilityPolicy.BEST_EFFORT)
         self.create_subscription(Odometry, "odom", self._on_odometry, best_effort)
@@ -71,6 +75,7 @@ class PoseGraphNode(Node):
         self._used: list[bool | None] = []  # of the first closures, as of the last optimisation
         self._said: dict[int, bool] = {}  # verdicts published, by the closure's number
         self._changed = False
+        self._unsent = False  # keyframes have not got the poses of the last optimisation
         self._next_s = 0.0  # when to optimise again, at the earliest
 
     def finish(self) -> None:
@@ -97,6 +102,8 @@ class PoseGraphNode(Node):
         if seen is Seen.RESTARTED:
             self.get_logger().warning("stamps of odometry stepped back: everything begins anew")
             self._begin()
+            if self._keyframes is not None:
+                self._keyframes.begin()
             self._watch.see(stamp_ns, pose)
         elif seen is Seen.JUMPED:
             self.get_logger().warning("odometry jumped: the graph goes on as if lost for a while")
@@ -129,6 +136,9 @@ class PoseGraphNode(Node):
         if self._changed:
             self._path.publish(self._message())
             self._changed = False
+        if self._keyframes is not None and self._unsent:
+            trajectory = self._graph.trajectory()
+            self._unsent = not self._keyframes.send(trajectory, self._graph.newest_ns)
         for number, used in itertools.islice(self._unsaid(), _VERDICTS_AT_ONCE):
             self._verdicts.publish(self._verdict(self._closures[number], used))
             self._said[number] = used
@@ -148,6 +158,7 @@ class PoseGraphNode(Node):
                 f"{self._used.count(True)} closures are used, {self._used.count(False)} rejected, "
                 f"{self._used.count(None)} wait for odometry"
             )
+            self._unsent = self._keyframes is not None
         ended_s = time.monotonic()
         self._next_s = ended_s + (ended_s - started_s) / _SHARE_OF_TIME
 

@@ -31,6 +31,7 @@ from hashvpr_ros.datasets.bag_writer import planar_pose
 from hashvpr_ros.datasets.trajectory import read_tum
 from hashvpr_ros.msg import ClosureVerdict, LoopClosure
 from hashvpr_ros.simulation.odometry import Drift, drifting
+from hashvpr_ros.srv import InspectMap
 
 PER_LAP, RADIUS_M = 60, 10.0
 NAN = float("nan")
@@ -67,6 +68,7 @@ class BackEnd:
         command = [sys.executable, str(ROOT / "examples" / "pose_graph_node.py"), "--ros-args"]
         command += ["-r", f"__ns:={self.namespace}", "-p", f"tum_file:='{self.tum}'"]
         command += ["-p", "period_s:=0.05", "-p", "settle_s:=3.0"]
+        command += ["-p", "update_poses:=true"]
         # The drift below is far more than that of the defaults.
         command += ["-p", "heading_noise_rad:=0.04", "-p", "position_noise_m:=0.2"]
         with self.log.open("w") as f:
@@ -310,11 +312,13 @@ def test_a_real_vpr_node_learns_from_it(start, start_back_end, client, diagnosti
     back_end.wait(lambda: back_end.odometry.get_subscription_count() == 2, "both hear odometry")
     # Halfway round the second lap the robot is shown what it saw at 5 m.
     fooled = PER_LAP + 35
-    accepted = []
+    accepted, keyframes = [], {}
     for i in range(1, 2 * PER_LAP - 2):
         back_end.move(i, DRIFTED[i])
         seen = 5 if i == fooled else i % PER_LAP
-        if camera.send(image_message(picture(seen), stamp_ns(i))).accepted:
+        answer = camera.send(image_message(picture(seen), stamp_ns(i)))
+        keyframes[i] = answer.keyframe_id
+        if answer.accepted:
             accepted.append(i)
     assert fooled in accepted and len(accepted) > 5
     back_end.drive(range(2 * PER_LAP - 2, 2 * PER_LAP))
@@ -331,3 +335,14 @@ def test_a_real_vpr_node_learns_from_it(start, start_back_end, client, diagnosti
     assert back_end.said_of(fooled) == ["rejected_by_graph"]
     drifted_m = np.hypot(*np.subtract(DRIFTED, TRUTH)[:, :2].T)
     assert error_m(back_end.paths[-1]) < float(np.sqrt(np.square(drifted_m).mean())) / 2
+
+    def stored_m(second):
+        """Where the map has a keyframe, in the frame of the optimised poses; None: it is not."""
+        stored = node.call(InspectMap, "inspect_map", keyframe_id=keyframes[second]).keyframe
+        at = stored.pose.pose.position
+        return (at.x, at.y) if stored.pose.header.frame_id == "map" else None
+
+    last = accepted[-1]  # until there closures have corrected the way
+    back_end.wait(lambda: stored_m(last), "the map has the poses that were optimised")
+    off_m = [math.dist(stored_m(i), TRUTH[i][:2]) for i in range(1, last)]
+    assert np.sqrt(np.square(off_m).mean()) < np.sqrt(np.square(drifted_m[1:last]).mean()) / 2
