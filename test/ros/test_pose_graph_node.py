@@ -344,5 +344,8 @@ def test_a_real_vpr_node_learns_from_it(start, start_back_end, client, diagnosti
 
     last = accepted[-1]  # until there closures have corrected the way
     back_end.wait(lambda: stored_m(last), "the map has the poses that were optimised")
-    off_m = [math.dist(stored_m(i), TRUTH[i][:2]) for i in range(1, last)]
-    assert np.sqrt(np.square(off_m).mean()) < np.sqrt(np.square(drifted_m[1:last]).mean()) / 2
+    # It may have heard of vpr_node after the first images.
+    known = [i for i in range(1, last) if stored_m(i) is not None]
+    assert len(known) > 0.8 * last
+    off_m = [math.dist(stored_m(i), TRUTH[i][:2]) for i in known]
+    assert np.sqrt(np.square(off_m).mean()) < np.sqrt(np.square(drifted_m[known]).mean()) / 2
