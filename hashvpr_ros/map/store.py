@@ -1,4 +1,4 @@
-"""The SQLite file of a map: opening it safely, writing batches, reading rows.
+"""The SQLite file of a map: opening it safely, changing it in transactions, reading rows.
 
 Durability: the file is in WAL mode with `synchronous=NORMAL`. A batch is one transaction: after
 it the batch survives `kill -9` of the process at any moment; a power cut may lose the last batches
@@ -15,14 +15,14 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import checks, files, verdicts
+from hashvpr_ros.map import checks, files, verdicts, writing
 from hashvpr_ros.map.connection import connect, connect_reader
 from hashvpr_ros.map.files import LockedFile
 from hashvpr_ros.map.leftover_log import check_leftover
 from hashvpr_ros.map.log_check import log_problems
 from hashvpr_ros.map.migration import check_before, migrate
 from hashvpr_ros.map.remedy import good_copy_of, remedy
-from hashvpr_ros.map.rows import Row, matches_crc, pose_columns, row_crc
+from hashvpr_ros.map.rows import Row
 from hashvpr_ros.map.schema import (
     SCHEMA,
     SQLITE_ERRORS,
@@ -195,11 +195,7 @@ class Store:
             MapError: it was not written.
         """
         with self._transaction("writing what the map records of itself"):
-            if value is None:
-                self.db.execute("DELETE FROM meta WHERE key = ?", (key,))
-            else:
-                self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-            checks.count_anew(self.db, "meta")
+            writing.set_meta(self.db, key, value)
 
     def add_verdict(self, new: verdicts.StoredVerdict) -> None:
         """Keep what a back end said of a closure.
@@ -208,10 +204,7 @@ class Store:
             MapError: it was not written.
         """
         with self._transaction("writing a verdict"):
-            before = checks.rows(self.db, "verdicts", [new.query_ns])
-            verdicts.write(self.db, new)
-            after = checks.rows(self.db, "verdicts", [new.query_ns])
-            checks.change(self.db, "verdicts", before, after)
+            writing.add_verdict(self.db, new)
 
     def next_id(self) -> int:
         """The id that no keyframe has ever had.
@@ -250,35 +243,10 @@ class Store:
         Raises:
             MapError: nothing was written.
         """
-        keyframes, thumbnails, sessions = [], [], dict(self._session_ids)
-        features: list[tuple[int, bytes]] = []
-        new_sessions = []
-        for r in rows:
-            if r.session not in sessions:
-                sessions[r.session] = max(sessions.values(), default=0) + 1
-                new_sessions.append((sessions[r.session], r.session))
-            pose = pose_columns(r.pose)
-            crc = row_crc(r.camera, r.stamp_ns, pose, r.code, r.feature, r.thumbnail)
-            keyframes.append((r.id, sessions[r.session], r.camera, r.stamp_ns, *pose, r.code, crc))
-            features.append((r.id, r.feature))
-            if r.thumbnail is not None:
-                thumbnails.append((r.id, r.thumbnail))
+        sessions = dict(self._session_ids)
+        values = writing.values_by_table(rows, sessions)
         with self._transaction("writing keyframes"):
-            # A batch may come again where its commit was interrupted just after it took effect.
-            before = checks.rows(self.db, "keyframes", [f[0] for f in features])
-            for table, values in (
-                ("sessions", new_sessions),
-                ("keyframes", keyframes),
-                ("features", features),
-                ("thumbnails", thumbnails),
-            ):
-                if values:
-                    marks = ", ".join("?" * len(values[0]))
-                    self.db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
-            checks.change(self.db, "keyframes", before, [(k[0], k[1], k[-1]) for k in keyframes])
-            checks.count_anew(self.db, "sqlite_sequence")
-            if new_sessions:
-                checks.count_anew(self.db, "sessions")
+            writing.add_rows(self.db, values)
         self._session_ids = sessions
 
     def set_poses(self, poses: Mapping[int, Pose]) -> None:
@@ -287,39 +255,8 @@ class Store:
         Raises:
             MapError: nothing was changed: a keyframe is damaged, or it cannot be written.
         """
-        marks = ",".join("?" * len(poses))
         with self._transaction("writing poses"):
-            held = self.db.execute(
-                "SELECT k.id, k.session_id, k.camera, k.stamp_ns, k.frame_id, k.px, k.py, k.pz, "
-                "k.qx, k.qy, k.qz, k.qw, k.code, k.crc, f.feature, t.jpeg FROM keyframes k "
-                "JOIN features f USING (id) LEFT JOIN thumbnails t USING (id) "
-                f"WHERE k.id IN ({marks})",
-                list(poses),
-            ).fetchall()
-            if lost := poses.keys() - {id_ for id_, *_ in held}:
-                raise MapError(
-                    f"{self.path}: keyframe {min(lost)} has no feature, so its pose is left; "
-                    f"{remedy(self.path or '')}"
-                )
-            before, after, changed = [], [], []
-            for id_, session, camera, stamp_ns, *pose, code, crc, feature, jpeg in held:
-                # A checksum that is made anew must not bless damage.
-                if not matches_crc(crc, camera, stamp_ns, pose, code, feature, jpeg):
-                    raise MapError(
-                        f"{self.path}: keyframe {id_} does not match its checksum, so its pose is "
-                        f"left; {remedy(self.path or '')}"
-                    )
-                new = pose_columns(poses[id_])
-                new_crc = row_crc(camera, stamp_ns, new, code, feature, jpeg)
-                before.append((id_, session, crc))
-                after.append((id_, session, new_crc))
-                changed.append((*new, new_crc, id_))
-            self.db.executemany(
-                "UPDATE keyframes SET frame_id = ?, px = ?, py = ?, pz = ?, qx = ?, qy = ?, "
-                "qz = ?, qw = ?, crc = ? WHERE id = ?",
-                changed,
-            )
-            checks.change(self.db, "keyframes", before, after)
+            writing.set_poses(self.db, poses, self.path)
 
     def remove(self, ids: Sequence[int]) -> None:
         """Delete keyframes, and sessions that are empty then.
@@ -328,13 +265,7 @@ class Store:
             MapError: nothing was deleted.
         """
         with self._transaction("deleting keyframes"):
-            checks.change(self.db, "keyframes", checks.rows(self.db, "keyframes", ids), ())
-            for table in ("thumbnails", "features", "keyframes"):
-                self.db.executemany(f"DELETE FROM {table} WHERE id = ?", ((i,) for i in ids))
-            self.db.execute(
-                "DELETE FROM sessions WHERE id NOT IN (SELECT session_id FROM keyframes)"
-            )
-            checks.count_anew(self.db, "sessions")
+            writing.remove(self.db, ids)
         self._session_ids = self.sessions()
 
     def clear(self, last_id: int) -> None:
@@ -346,14 +277,7 @@ class Store:
             MapError: nothing was deleted.
         """
         with self._transaction("clearing"):
-            for table in ("thumbnails", "features", "keyframes", "sessions", "sqlite_sequence"):
-                self.db.execute(f"DELETE FROM {table}")
-            if verdicts.has_table(self.db):
-                self.db.execute("DELETE FROM verdicts")
-            self.db.execute("DELETE FROM meta WHERE key = 'calibration'")
-            # Keyframes that were added but never written have used ids, too.
-            self.db.execute("INSERT INTO sqlite_sequence VALUES ('keyframes', ?)", (last_id,))
-            checks.count_all(self.db)
+            writing.clear(self.db, last_id)
         self._session_ids = {}
 
     def count(self) -> int:
