@@ -15,21 +15,12 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidTopicNameException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
-from rclpy.qos import DurabilityPolicy, QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.validate_topic_name import validate_topic_name
 
 from hashvpr_ros.config import Config, camera_headings, camera_names, image_topic
 from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
 from hashvpr_ros.mapping.sessions import StampWatch
-from hashvpr_ros.msg import (
-    ClosureVerdict,
-    DecisionLedger,
-    LoopClosure,
-    MapStatus,
-    PlaceDescriptor,
-    PlaceHypotheses,
-)
+from hashvpr_ros.msg import MapStatus, PlaceDescriptor
 from hashvpr_ros.ros import conversions
 from hashvpr_ros.ros.cameras import Arrival, Cameras
 from hashvpr_ros.ros.diagnostics import Stats, diagnostics
@@ -37,10 +28,12 @@ from hashvpr_ros.ros.headings import TfHeadings, check_heading_frame
 from hashvpr_ros.ros.parameters import Parameters
 from hashvpr_ros.ros.peers import Peers, check_peer_topics
 from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
+from hashvpr_ros.ros.publishers import Publishers, map_status
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.ros.services import Services
 from hashvpr_ros.ros.transitions import SUCCESS, answer_while_busy, transition
-from hashvpr_ros.types import Decision, Mode, Verdict
+from hashvpr_ros.ros.verdicts import Verdicts
+from hashvpr_ros.types import Decision
 
 
 @dataclass(frozen=True)
@@ -66,8 +59,8 @@ class VprNode(LifecycleNode):
         self._peers: Peers | None = None
         self._topics: dict[str, str] = {}
         self._stats = Stats()
-        self._publishers_of_state: list[Any] = []
-        self._last_status: MapStatus | None = None
+        self._outputs: Publishers | None = None
+        self._verdicts: Verdicts | None = None
         self._settings = Parameters(
             self, lambda: self.state_label() == "unconfigured", self._on_live
         )
@@ -148,7 +141,8 @@ class VprNode(LifecycleNode):
             self._doing = ""
         self._watch = StampWatch()
         self._start_counting()
-        self._create_publishers()
+        self._outputs = Publishers(self)
+        self._verdicts = Verdicts(self, lambda: self._runtime, self._stats, self._on_failure)
         self._runtime = runtime
         now = self._settings.config()
         if now != config:  # a live parameter was set meanwhile
@@ -168,38 +162,6 @@ class VprNode(LifecycleNode):
 
     def _start_counting(self) -> None:
         self._stats.start({n: self.resolve_topic_name(t) for n, t in self._topics.items()})
-
-    def _create_publishers(self) -> None:
-        options = QoSOverridingOptions.with_default_policies()
-        group = MutuallyExclusiveCallbackGroup()  # of their own for the reason that Cameras has
-
-        def lifecycle(kind: Any, topic: str) -> Any:
-            publisher = self.create_lifecycle_publisher(
-                kind,
-                topic,
-                QoSProfile(depth=10),
-                callback_group=group,
-                qos_overriding_options=options,
-            )
-            self._publishers_of_state.append(publisher)
-            return publisher
-
-        self._pub_hypotheses = lifecycle(PlaceHypotheses, "~/hypotheses")
-        self._pub_closures = lifecycle(LoopClosure, "~/loop_closures")
-        self._pub_descriptors = lifecycle(PlaceDescriptor, "~/descriptors")
-        self._pub_ledger = lifecycle(DecisionLedger, "~/ledger")
-        self._pub_peer_hypotheses = lifecycle(PlaceHypotheses, "~/peer_hypotheses")
-        self._pub_peer_closures = lifecycle(LoopClosure, "~/peer_closures")
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._pub_status = self.create_publisher(
-            MapStatus, "~/map_status", latched, callback_group=group
-        )
-        self._last_status = None
-        self._verdicts = self.create_subscription(
-            ClosureVerdict, "~/verdicts", self._on_verdict, QoSProfile(depth=100),
-            callback_group=MutuallyExclusiveCallbackGroup(),
-            qos_overriding_options=options,
-        )  # fmt: skip
 
     @transition
     def on_activate(self, state: Any) -> TransitionCallbackReturn:
@@ -294,12 +256,12 @@ class VprNode(LifecycleNode):
             problem = runtime.close()
             if problem is not None:
                 self.get_logger().error(f"keyframes were lost: {problem}")
-        for publisher in self._publishers_of_state:
-            self.destroy_lifecycle_publisher(publisher)
-        if self._publishers_of_state:
-            self.destroy_publisher(self._pub_status)
-            self.destroy_subscription(self._verdicts)
-        self._publishers_of_state = []
+        outputs, self._outputs = self._outputs, None
+        if outputs is not None:
+            outputs.close()
+        verdicts, self._verdicts = self._verdicts, None
+        if verdicts is not None:
+            verdicts.close()
 
     # Images; in the worker's thread
 
@@ -370,71 +332,23 @@ class VprNode(LifecycleNode):
         self._stats.processed(camera, hypotheses.times, decision.accepted)
         if decision.store_error:
             runtime.not_written(MapError(decision.store_error))
-        if not self._taking:
+        outputs = self._outputs
+        if outputs is None or not self._taking:
             return  # deactivated meanwhile
-        self._pub_hypotheses.publish(hypotheses)
-        if decision.accepted:
-            self._pub_closures.publish(conversions.to_loop_closure(decision, message.header))
-        if runtime.config.publish.descriptors:
-            self._pub_descriptors.publish(
-                conversions.to_descriptor(decision, message.header, runtime.info.fingerprint)
-            )
-        if decision.ledger is not None:
-            self._pub_ledger.publish(
-                conversions.to_ledger(decision, decision.ledger, message.header)
-            )
+        outputs.publish_image(
+            decision,
+            hypotheses,
+            message.header,
+            runtime.info.fingerprint if runtime.config.publish.descriptors else "",
+        )
 
     def _publish_peer(self, decision: Decision, message: PlaceDescriptor) -> None:
         """What an image of another robot shows; in the worker's thread."""
-        if not self._taking:
+        outputs = self._outputs
+        if outputs is None or not self._taking:
             return  # deactivated meanwhile
         decision = dataclasses.replace(decision, keyframe_id=message.keyframe_id)
-        self._pub_peer_hypotheses.publish(conversions.to_hypotheses(decision, message.header))
-        if decision.accepted:
-            self._pub_peer_closures.publish(
-                conversions.to_loop_closure(decision, message.header, message.map_id)
-            )
-
-    def _on_verdict(self, message: ClosureVerdict) -> None:
-        """Hand over what a back end says of a closure."""
-        runtime = self._runtime
-        if runtime is None:
-            return
-        try:
-            self._stats.judged(self._take_verdict(runtime, message))
-        except ConfigError as e:
-            self._stats.judged(None)
-            self.get_logger().warning(f"verdict passed over: {e}", throttle_duration_sec=10.0)
-        except HashVprError as e:
-            self._on_failure(e)
-        except Exception as e:
-            self._on_failure(e)
-            self.get_logger().debug(traceback.format_exc())
-
-    def _take_verdict(self, runtime: Runtime, message: ClosureVerdict) -> Verdict:
-        try:
-            verdict = Verdict(message.verdict)
-        except ValueError:
-            choices = ", ".join(v.value for v in Verdict)
-            raise ConfigError(
-                f"there is none {message.verdict!r}; give one of {choices}"
-            ) from None
-        if message.map_id != runtime.map.map_id:
-            raise ConfigError(
-                f"it is of map {message.map_id!r}, and {runtime.map.map_id} is in use; copy "
-                "map_id from the LoopClosure"
-            )
-        stamp_ns = conversions.stamp_to_ns(message.query_stamp)
-        match_id = message.match_keyframe_id
-        if not runtime.recognizer.verdict(
-            stamp_ns, message.query_camera, match_id, verdict, message.query_map_id
-        ):
-            raise ConfigError(
-                f"no closure of camera {message.query_camera!r} at {stamp_ns / 1e9:.3f} s with "
-                f"keyframe {match_id} was published of late; copy query_map_id, query_stamp, "
-                "query_camera and match_keyframe_id from the LoopClosure"
-            )
-        return verdict
+        outputs.publish_peer(decision, message.header, message.map_id)
 
     def _on_failure(self, error: Exception, *cameras: str) -> None:
         """Count and say a failure that the node survives, and the images that it cost."""
@@ -450,29 +364,15 @@ class VprNode(LifecycleNode):
             self._runtime.set_config(config)
 
     def _map_status(self) -> MapStatus:
-        status = MapStatus()
-        status.header.stamp = self.get_clock().now().to_msg()
         runtime = self._runtime
-        if runtime is None:
-            return status
-        place_map, info = runtime.map, runtime.info
-        status.map_id = place_map.map_id
-        status.path = place_map.path
-        status.mode = runtime.mode.value
-        status.session = "" if runtime.mode is Mode.LOCALIZATION else place_map.session
-        status.model_name = info.name
-        status.model_fingerprint = info.fingerprint
-        status.keyframes = len(place_map)
-        status.sessions = place_map.session_count
-        status.uncommitted = place_map.uncommitted()
-        status.file_bytes = place_map.file_bytes
-        status.index_bytes = place_map.index_bytes
-        status.read_only = place_map.read_only
+        status = MapStatus() if runtime is None else map_status(runtime)
+        status.header.stamp = self.get_clock().now().to_msg()
         return status
 
     def _on_status(self) -> None:
         try:
-            if self._runtime is None:
+            outputs = self._outputs
+            if self._runtime is None or outputs is None:
                 return
             status = self._map_status()
             if left_out := self._runtime.map.left_out:
@@ -481,12 +381,7 @@ class VprNode(LifecycleNode):
                     "those that say least, are not searched; the file keeps them",
                     once=True,
                 )
-            last = self._last_status
-            if last is not None:
-                last.header = status.header
-            if status != last:
-                self._pub_status.publish(status)
-                self._last_status = status
+            outputs.publish_status(status)
         except Exception as e:  # the map or the publisher may go while a transition runs
             self.get_logger().debug(f"no map status: {e}")
 

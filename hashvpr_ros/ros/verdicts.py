@@ -1,0 +1,91 @@
+"""What back ends say of the loop closures that the node has published."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from hashvpr_ros.errors import ConfigError, HashVprError
+from hashvpr_ros.msg import ClosureVerdict
+from hashvpr_ros.ros.conversions import stamp_to_ns
+from hashvpr_ros.ros.diagnostics import Stats
+from hashvpr_ros.ros.runtime import Runtime
+from hashvpr_ros.types import Verdict
+
+
+class Verdicts:
+    """The subscription to them, of a configured node.
+
+    Args:
+        runtime: gives the runtime, or None where the node is not configured.
+        stats: counts them.
+        fail: called with errors that the node survives.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        runtime: Callable[[], Runtime | None],
+        stats: Stats,
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._node = node
+        self._runtime = runtime
+        self._stats = stats
+        self._fail = fail
+        self._subscription = node.create_subscription(
+            ClosureVerdict, "~/verdicts", self._on_verdict, QoSProfile(depth=100),
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._node.destroy_subscription(self._subscription)
+
+    def _on_verdict(self, message: ClosureVerdict) -> None:
+        """Hand over what a back end says of a closure."""
+        runtime = self._runtime()
+        if runtime is None:
+            return
+        try:
+            self._stats.judged(_take(runtime, message))
+        except ConfigError as e:
+            self._stats.judged(None)
+            self._node.get_logger().warning(
+                f"verdict passed over: {e}", throttle_duration_sec=10.0
+            )
+        except HashVprError as e:
+            self._fail(e)
+        except Exception as e:
+            self._fail(e)
+            self._node.get_logger().debug(traceback.format_exc())
+
+
+def _take(runtime: Runtime, message: ClosureVerdict) -> Verdict:
+    try:
+        verdict = Verdict(message.verdict)
+    except ValueError:
+        choices = ", ".join(v.value for v in Verdict)
+        raise ConfigError(f"there is none {message.verdict!r}; give one of {choices}") from None
+    if message.map_id != runtime.map.map_id:
+        raise ConfigError(
+            f"it is of map {message.map_id!r}, and {runtime.map.map_id} is in use; copy "
+            "map_id from the LoopClosure"
+        )
+    stamp_ns = stamp_to_ns(message.query_stamp)
+    match_id = message.match_keyframe_id
+    if not runtime.recognizer.verdict(
+        stamp_ns, message.query_camera, match_id, verdict, message.query_map_id
+    ):
+        raise ConfigError(
+            f"no closure of camera {message.query_camera!r} at {stamp_ns / 1e9:.3f} s with "
+            f"keyframe {match_id} was published of late; copy query_map_id, query_stamp, "
+            "query_camera and match_keyframe_id from the LoopClosure"
+        )
+    return verdict
