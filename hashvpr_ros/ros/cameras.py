@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
-from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.qos import (
     QoSCompatibility,
@@ -17,13 +16,12 @@ from rclpy.qos import (
     ReliabilityPolicy,
     qos_check_compatible,
 )
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
-from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.mapping.sessions import JUMP_NS, StampWatch
 from hashvpr_ros.ros.conversions import stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
+from hashvpr_ros.ros.qos import overridable
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -44,7 +42,7 @@ class Arrival:
 
 
 def _sensor_qos() -> QoSProfile:
-    """rclpy's profile for sensors, made anew: overrides are written into the object given."""
+    """rclpy's profile for sensors, made anew: see `overridable`."""
     return QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
@@ -82,24 +80,23 @@ class Cameras:
         try:
             for camera, topic in topics.items():
                 self._subscriptions[camera] = self._subscribe(camera, topic, group)
-        except BaseException as e:
+        except BaseException:
             self.close()
-            if isinstance(e, (RuntimeError, ParameterException)) and "QoS override" in str(e):
-                raise ConfigError(f"qos_overrides of {topic}: {e}") from None
             raise
 
     def _subscribe(self, camera: str, topic: str, group: CallbackGroup) -> Any:
-        return self._node.create_subscription(
-            self._kind,
-            topic,
-            lambda message: self._on_image(camera, message),
-            _sensor_qos(),
-            callback_group=group,
-            event_callbacks=SubscriptionEventCallbacks(
-                incompatible_qos=lambda event: self._on_incompatible(topic, event)
-            ),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        with overridable(topic) as options:
+            return self._node.create_subscription(
+                self._kind,
+                topic,
+                lambda message: self._on_image(camera, message),
+                _sensor_qos(),
+                callback_group=group,
+                event_callbacks=SubscriptionEventCallbacks(
+                    incompatible_qos=lambda event: self._on_incompatible(topic, event)
+                ),
+                qos_overriding_options=options,
+            )
 
     def close(self) -> None:
         """Stop taking images."""

@@ -16,6 +16,7 @@ from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.msg import PlaceDescriptor
 from hashvpr_ros.ros.conversions import from_descriptor, from_pose, stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
+from hashvpr_ros.ros.qos import overridable
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.types import Decision
 
@@ -44,6 +45,9 @@ class Peers:
         stats: counts them.
         publish: called in the worker's thread with what a descriptor shows, and its message.
         fail: called with errors that the node survives.
+
+    Raises:
+        ConfigError: a qos_overrides parameter has a value that is none.
     """
 
     def __init__(
@@ -62,16 +66,23 @@ class Peers:
         self._fail = fail
         self._waiting = threading.Semaphore(_WAITING_AT_MOST)
         group = MutuallyExclusiveCallbackGroup()
-        self._subscriptions = [
-            node.create_subscription(
-                PlaceDescriptor,
-                topic,
-                functools.partial(self._on_descriptor, topic),
-                QoSProfile(depth=_WAITING_AT_MOST),
-                callback_group=group,
-            )
-            for topic in topics
-        ]
+        self._subscriptions: list[Any] = []
+        try:
+            for topic in topics:
+                with overridable(topic) as options:
+                    self._subscriptions.append(
+                        node.create_subscription(
+                            PlaceDescriptor,
+                            topic,
+                            functools.partial(self._on_descriptor, topic),
+                            QoSProfile(depth=_WAITING_AT_MOST),
+                            callback_group=group,
+                            qos_overriding_options=options,
+                        )
+                    )
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Stop listening."""

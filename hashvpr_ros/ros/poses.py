@@ -9,13 +9,13 @@ from nav_msgs.msg import Odometry
 from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.time import Time
 
 from hashvpr_ros.config import PoseConfig
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.poses import PoseTrack, unit
 from hashvpr_ros.ros.conversions import from_pose, stamp_to_ns
+from hashvpr_ros.ros.qos import overridable
 from hashvpr_ros.types import Pose
 
 
@@ -37,15 +37,16 @@ class OdometryPoses:
     def __init__(self, node: Node, topic: str, group: CallbackGroup) -> None:
         self.track = PoseTrack()
         self._node = node
-        self._subscription = node.create_subscription(
-            Odometry,
-            topic,
-            self._on_message,
-            # Best effort is compatible with publishers of both kinds.
-            QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT),
-            callback_group=group,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        with overridable(topic) as options:
+            self._subscription = node.create_subscription(
+                Odometry,
+                topic,
+                self._on_message,
+                # Best effort is compatible with publishers of both kinds.
+                QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT),
+                callback_group=group,
+                qos_overriding_options=options,
+            )
 
     def _on_message(self, message: Any) -> None:
         pose = from_pose(message.pose.pose, message.header.frame_id)

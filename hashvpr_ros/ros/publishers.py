@@ -8,7 +8,6 @@ from typing import Any
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Header
 
 from hashvpr_ros.msg import (
@@ -19,26 +18,31 @@ from hashvpr_ros.msg import (
     PlaceHypotheses,
 )
 from hashvpr_ros.ros.conversions import to_descriptor, to_hypotheses, to_ledger, to_loop_closure
+from hashvpr_ros.ros.qos import overridable
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.types import Decision, Mode
 
 
 class Publishers:
-    """Made by configure, closed by cleanup; those of results are managed by the lifecycle."""
+    """Made by configure, closed by cleanup; those of results are managed by the lifecycle.
+
+    Raises:
+        ConfigError: a qos_overrides parameter has a value that is none.
+    """
 
     def __init__(self, node: LifecycleNode) -> None:
-        options = QoSOverridingOptions.with_default_policies()
         group = MutuallyExclusiveCallbackGroup()  # of their own for the reason that Cameras has
         with ExitStack() as made:
 
             def lifecycle(kind: Any, topic: str) -> Any:
-                publisher = node.create_lifecycle_publisher(
-                    kind,
-                    topic,
-                    QoSProfile(depth=10),
-                    callback_group=group,
-                    qos_overriding_options=options,
-                )
+                with overridable(topic) as options:
+                    publisher = node.create_lifecycle_publisher(
+                        kind,
+                        topic,
+                        QoSProfile(depth=10),
+                        callback_group=group,
+                        qos_overriding_options=options,
+                    )
                 made.callback(node.destroy_lifecycle_publisher, publisher)
                 return publisher
 

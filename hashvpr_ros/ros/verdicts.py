@@ -8,12 +8,12 @@ from collections.abc import Callable
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from hashvpr_ros.errors import ConfigError, HashVprError
 from hashvpr_ros.msg import ClosureVerdict
 from hashvpr_ros.ros.conversions import stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
+from hashvpr_ros.ros.qos import overridable
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.types import Verdict
 
@@ -25,6 +25,9 @@ class Verdicts:
         runtime: gives the runtime, or None where the node is not configured.
         stats: counts them.
         fail: called with errors that the node survives.
+
+    Raises:
+        ConfigError: a qos_overrides parameter has a value that is none.
     """
 
     def __init__(
@@ -38,11 +41,15 @@ class Verdicts:
         self._runtime = runtime
         self._stats = stats
         self._fail = fail
-        self._subscription = node.create_subscription(
-            ClosureVerdict, "~/verdicts", self._on_verdict, QoSProfile(depth=100),
-            callback_group=MutuallyExclusiveCallbackGroup(),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )  # fmt: skip
+        with overridable("~/verdicts") as options:
+            self._subscription = node.create_subscription(
+                ClosureVerdict,
+                "~/verdicts",
+                self._on_verdict,
+                QoSProfile(depth=100),
+                callback_group=MutuallyExclusiveCallbackGroup(),
+                qos_overriding_options=options,
+            )
 
     def close(self) -> None:
         """Stop listening."""

@@ -134,6 +134,9 @@ class VprNode(LifecycleNode):
         check_peer_topics(self, config.input.descriptor_topics)
         self._diagnostics_timer.timer_period_ns = round(config.publish.diagnostics_period_s * 1e9)
         self._diagnostics_timer.reset()
+        # Before what may take minutes, and holds the map: they may be refused.
+        self._outputs = Publishers(self)
+        self._verdicts = Verdicts(self, lambda: self._runtime, self._stats, self._on_failure)
         started = time.monotonic()
         try:
             runtime = Runtime(config, self._on_images, self._on_failure, self._on_progress)
@@ -141,8 +144,6 @@ class VprNode(LifecycleNode):
             self._doing = ""
         self._watch = StampWatch()
         self._start_counting()
-        self._outputs = Publishers(self)
-        self._verdicts = Verdicts(self, lambda: self._runtime, self._stats, self._on_failure)
         self._runtime = runtime
         now = self._settings.config()
         if now != config:  # a live parameter was set meanwhile

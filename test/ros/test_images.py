@@ -248,3 +248,16 @@ def test_a_qos_override_that_is_none_is_refused_in_one_sentence(start):
     assert node.state() == "inactive"
     errors = [line for line in node.text().splitlines() if "ERROR" in line]
     assert len(errors) == 1 and "qos_overrides" in errors[0] and "very" in errors[0]
+
+
+@pytest.mark.parametrize("entity", ["loop_closures.publisher", "verdicts.subscription"])
+def test_a_qos_override_of_its_own_topics_that_is_none_is_refused(start, tmp_path, entity):
+    namespace = new_namespace()
+    name = f"qos_overrides.{namespace}/vpr_node/{entity}.reliability"
+    node = start(namespace, map__path=str(tmp_path / "m.vprmap"), **{name: "very"})
+    for count in (1, 2):  # nothing is left open that a second try would stumble over
+        assert not node.change("configure")
+        assert node.state() == "unconfigured"
+        errors = [line for line in node.text().splitlines() if "ERROR" in line]
+        assert len(errors) == count, node.text()
+        assert f"qos_overrides of ~/{entity.split('.')[0]}" in errors[-1] and "very" in errors[-1]
