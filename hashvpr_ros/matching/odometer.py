@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,17 @@ from hashvpr_ros.matching.distinct import NEAR_M
 from hashvpr_ros.poses import apart_m, turned_rad
 from hashvpr_ros.types import Pose
 
+_T = TypeVar("_T", bound=np.generic)
 # Between two images; odometry that jumps further was restarted, and poses before say nothing.
 _JUMP_M = 20.0
 # A match and the query are not taken at one point.
 _NEAR_M = 10.0
 # To tell from how far apart places are.
 _LEAST_KEYFRAMES, _RECENT_KEYFRAMES = 20, 1000
-_COLUMNS = 12  # of `_real`: way, raw x y z, anchored x y z, anchored way, raw quaternion
+# Columns of what is kept of a place: way, position and quaternion as driven; then way and position
+# as anchored, and what anchored them, 3 x 4.
+_WAY, _RAW, _TURN = 0, slice(1, 4), slice(4, 8)
+_ANCHORED_WAY, _ANCHORED, _CORRECTION, _COLUMNS = 8, slice(9, 12), slice(12, 24), 24
 _SAMPLE = 300  # places of a map to learn the same from
 _REMEMBERED = 1000  # closures that can be forgotten when the back end rejects them
 
@@ -72,11 +77,10 @@ class Odometer:
         self._stray: Pose | None = None  # far from that, of the image after
         self._run = 0  # how often odometry was restarted
         self._count = 0
-        # Of places, grown by doubling. Whole: number, stamp, run, correction.
-        self._whole = np.zeros((64, 4), np.int64)
+        # Of places, grown by doubling. Whole: number, stamp, run.
+        self._whole = np.zeros((64, 3), np.int64)
         self._real = np.zeros((64, _COLUMNS))
         self._anchor = _Anchor(np.eye(4))
-        self._corrections: list[NDArray[np.float64]] = []  # those that places were made under
         self._closures: deque[_Closure] = deque(maxlen=_REMEMBERED)
 
     def move(self, pose: Pose | None) -> tuple[float, float] | None:
@@ -111,13 +115,12 @@ class Odometer:
         """Remember that the present image was added to the map; numbers and stamps ascend."""
         pose = self._now
         if self._count == len(self._whole):
-            self._whole = np.concatenate([self._whole, np.zeros_like(self._whole)])
-            self._real = np.concatenate([self._real, np.zeros_like(self._real)])
-        raw = np.full(3, np.nan) if pose is None else np.array(pose.position_m)
-        turn = np.full(4, np.nan) if pose is None else np.array(pose.orientation)
-        self._whole[self._count, :3] = place, stamp_ns, self._run
-        self._real[self._count, :4] = self.travelled_m, *raw
-        self._real[self._count, 8:] = turn
+            self._whole, self._real = _doubled(self._whole), _doubled(self._real)
+        self._whole[self._count] = place, stamp_ns, self._run
+        row = self._real[self._count]
+        row[_WAY] = self.travelled_m
+        row[_RAW] = np.nan if pose is None else pose.position_m
+        row[_TURN] = np.nan if pose is None else pose.orientation
         self._count += 1
         self._lay(self._count - 1, self._count)
 
@@ -127,13 +130,11 @@ class Odometer:
 
     def _lay(self, first: int, end: int) -> None:
         """Lay places, by their rows, where the present anchor has them."""
-        anchor = self._anchor
-        if not self._corrections or self._corrections[-1] is not anchor.correction:
-            self._corrections.append(anchor.correction)
-        rows = self._real[first:end]
-        rows[:, 4:7] = rows[:, 1:4] @ anchor.correction[:3, :3].T + anchor.correction[:3, 3]
-        rows[:, 7] = anchor.way_m + rows[:, 0] - anchor.travelled_m
-        self._whole[first:end, 3] = len(self._corrections) - 1
+        anchor, rows = self._anchor, self._real[first:end]
+        turn, shift = anchor.correction[:3, :3], anchor.correction[:3, 3]
+        rows[:, _ANCHORED_WAY] = anchor.way_m + rows[:, _WAY] - anchor.travelled_m
+        rows[:, _ANCHORED] = rows[:, _RAW] @ turn.T + shift
+        rows[:, _CORRECTION] = anchor.correction[:3].ravel()
 
     def newest_allowed_ns(
         self, stamp_ns: int, recent_s: float, recent_m: float, recent_keyframes: int
@@ -147,7 +148,7 @@ class Odometer:
         allowed_ns = stamp_ns - round(recent_s * 1e9)
         first = self._count - recent_keyframes  # row of the first that is too recent
         if recent_m > 0:
-            way = self._real[: self._count, 0]
+            way = self._real[: self._count, _WAY]
             first = min(first, int(np.searchsorted(way, self.travelled_m - recent_m, "right")))
         if self._count and first < self._count:
             allowed_ns = min(allowed_ns, int(self._whole[max(first, 0), 1]) - 1)
@@ -162,7 +163,7 @@ class Odometer:
         """Metres between places, of late; None where there are too few to tell."""
         if self._count < _LEAST_KEYFRAMES or not self.travelled_m:
             return None
-        last = self._real[max(0, self._count - _RECENT_KEYFRAMES) : self._count, 0]
+        last = self._real[max(0, self._count - _RECENT_KEYFRAMES) : self._count, _WAY]
         return float(last[-1] - last[0]) / (len(last) - 1) or None
 
     def possible(self, places: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -174,7 +175,7 @@ class Odometer:
         if not self.has_poses or not self._count:
             return result
         rows, known = self._rows(places)
-        known &= ~np.isnan(self._real[rows, 1])
+        known &= ~np.isnan(self._real[rows, _RAW.start])
         assert self._now is not None
         raw = np.array([*self._now.position_m, 1.0])
         anchored = self._anchor.correction @ raw
@@ -183,10 +184,14 @@ class Odometer:
         if self._anchor.by_closure:
             since_m -= self._anchor.travelled_m
         for here, there, way_m in (
-            (raw, real[:, 1:4], self.travelled_m - real[:, 0]),
+            (raw, real[:, _RAW], self.travelled_m - real[:, _WAY]),
             # The match errs against the last closure by the way between them, the robot by its own
             # since then.
-            (anchored, real[:, 4:7], since_m + np.abs(self._way_m() - real[:, 7])),
+            (
+                anchored,
+                real[:, _ANCHORED],
+                since_m + np.abs(self._way_m() - real[:, _ANCHORED_WAY]),
+            ),
         ):
             off_m = np.linalg.norm(there - here[:3], axis=1)
             result[known] &= (off_m <= _NEAR_M + self.max_drift * way_m)[known]
@@ -201,7 +206,7 @@ class Odometer:
         result = np.full((len(places), 3), np.nan)
         if self.max_drift and self._anchor.by_closure:
             rows, known = self._rows(places)
-            result[known] = self._real[rows[known], 4:7]
+            result[known] = self._real[rows[known], _ANCHORED]
         return result
 
     def knows(self, place: int) -> bool:
@@ -209,7 +214,7 @@ class Odometer:
         if not self.has_poses or not self._count:
             return False
         rows, known = self._rows(np.array([place]))
-        return bool(known[0] and not np.isnan(self._real[rows[0], 1]))
+        return bool(known[0] and not np.isnan(self._real[rows[0], _RAW.start]))
 
     def _rows(self, places: NDArray[np.integer]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Rows of places, and which of them were made since odometry was started last, [n]."""
@@ -235,8 +240,8 @@ class Odometer:
             return
         rows, known = self._rows(np.array([match_place]))
         driven = self._real[rows[0]]
-        if known[0] and not np.isnan(driven[1]):
-            match = _matrix(Pose(tuple(driven[1:4]), tuple(driven[8:])))
+        if known[0] and not np.isnan(driven[_RAW.start]):
+            match = _matrix(Pose(tuple(driven[_RAW]), tuple(driven[_TURN])))
             matrices = _matrix(pose), match @ _turned(heading_rad)
             self._closures.append(
                 _Closure(
@@ -252,11 +257,13 @@ class Odometer:
 
     def _put(self, closure: _Closure) -> None:
         """Anchor the robot by a closure."""
-        there = self._corrections[self._whole[closure.match_row, 3]] @ closure.match
+        match = self._real[closure.match_row]
+        correction = np.eye(4)
+        correction[:3] = match[_CORRECTION].reshape(3, 4)
         self._anchor = _Anchor(
-            there @ np.linalg.inv(closure.pose),
+            correction @ closure.match @ np.linalg.inv(closure.pose),
             closure.travelled_m,
-            float(self._real[closure.match_row, 7]),
+            float(match[_ANCHORED_WAY]),
             True,
         )
 
@@ -287,7 +294,7 @@ class Odometer:
         raw = np.array(self._now.position_m)
         correction = self._anchor.correction
         anchored = correction[:3, :3] @ raw + correction[:3, 3]
-        for place, columns in ((raw, slice(1, 4)), (anchored, slice(4, 7))):
+        for place, columns in ((raw, _RAW), (anchored, _ANCHORED)):
             # NaN is near nothing.
             off_m = np.linalg.norm(self._real[rows, columns] - place, axis=1)
             result |= known & (off_m <= NEAR_M)
@@ -297,6 +304,13 @@ class Odometer:
 def _is_step(a: Pose, b: Pose) -> bool:
     """Whether a robot can have come from one pose to the next, by one run of odometry."""
     return a.frame_id == b.frame_id and math.dist(a.position_m, b.position_m) <= _JUMP_M
+
+
+def _doubled(rows: NDArray[_T]) -> NDArray[_T]:
+    """The same with as many rows again, which take no memory before they are written."""
+    result = np.zeros((2 * len(rows), *rows.shape[1:]), rows.dtype)
+    result[: len(rows)] = rows
+    return result
 
 
 def _turned(angle_rad: float) -> NDArray[np.float64]:
