@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hashvpr_ros.config import from_flat
 from hashvpr_ros.datasets.base import Traverses
@@ -99,28 +99,33 @@ def measures(way: Way, positives: Sequence[set[int]]) -> dict[str, Any]:
     right = np.array(way.right(positives))
     scores = np.asarray(way.scores)
 
-    def curve(rows: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def of_the_curve(rows: NDArray[np.intp]) -> list[float]:
         _, precision, recall = precision_recall(
             scores[rows], right[rows], int(possible[rows].sum())
         )
-        return precision, recall
+        return [
+            average_precision(precision, recall),
+            recall_at_precision(precision, recall, 1.0),
+            recall_at_precision(precision, recall, 0.99),
+        ]
 
-    everything = np.arange(len(scores))
-    statistics: dict[str, Callable[[NDArray[np.intp]], float]] = {
-        "average_precision": lambda rows: average_precision(*curve(rows)),
-        "recall_at_100_precision": lambda rows: recall_at_precision(*curve(rows), 1.0),
-        "recall_at_99_precision": lambda rows: recall_at_precision(*curve(rows), 0.99),
-    }
+    def recalls(rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        return (first[rows, np.newaxis] < KS).mean(0)
+
     result: dict[str, Any] = {
         "label": way.label,
         "recall": {
             str(k): _percent(float((first < k).mean()) if len(first) else np.nan) for k in KS
         },
-        "recall_interval": {str(k): _interval(_recall(first, k), len(first)) for k in KS},
+        "recall_interval": dict(
+            zip(map(str, KS), _intervals(recalls, len(first), len(KS)), strict=True)
+        ),
     }
-    for name, statistic in statistics.items():
-        result[name] = _percent(statistic(everything))
-        result[f"{name}_interval"] = _interval(statistic, len(scores))
+    names = "average_precision", "recall_at_100_precision", "recall_at_99_precision"
+    values = of_the_curve(np.arange(len(scores)))
+    intervals = _intervals(of_the_curve, len(scores), len(names))
+    for name, value, ends in zip(names, values, intervals, strict=True):
+        result[name], result[f"{name}_interval"] = _percent(value), ends
     if way.is_probability:
         result["calibration_error"] = round(expected_calibration_error(scores, right), 4)
         result["brier"] = round(brier(scores, right), 4)
@@ -139,16 +144,16 @@ def measures(way: Way, positives: Sequence[set[int]]) -> dict[str, Any]:
     return result
 
 
-def _recall(first: NDArray[np.int64], k: int) -> Callable[[NDArray[np.intp]], float]:
-    return lambda rows: float((first[rows] < k).mean())
-
-
 def _percent(share: float) -> float:
     return round(100.0 * share, 2)
 
 
-def _interval(statistic: Callable[[NDArray[np.intp]], float], count: int) -> list[float]:
-    return [_percent(v) for v in interval(statistic, count, samples=500)]
+def _intervals(
+    statistic: Callable[[NDArray[np.intp]], ArrayLike], count: int, numbers: int
+) -> list[list[float]]:
+    """Of each of a statistic's numbers, lower and upper end in percent."""
+    ends = np.stack(interval(statistic, count, samples=500), axis=-1)
+    return [[_percent(v) for v in e] for e in np.broadcast_to(ends, (numbers, 2)).tolist()]
 
 
 def ablate(

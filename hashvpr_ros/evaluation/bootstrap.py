@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 def interval(
-    statistic: Callable[[NDArray[np.int64]], float],
+    statistic: Callable[[NDArray[np.int64]], ArrayLike],
     n: int,
     *,
     level: float = 0.95,
     samples: int = 1000,
     seed: int = 0,
     block: int = 1,
-) -> tuple[float, float]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Percentile bootstrap of a measure over queries (Efron and Tibshirani 1993, chapter 13).
 
     Consecutive images of a drive are hits or misses together, and resampled one by one they would
@@ -33,7 +34,8 @@ def interval(
     Args:
         statistic: the measure of the queries of an index array int64 [n], in which an index may
             occur several times. With the ranks of `metrics.first_hit`, recall@5 is
-            `lambda i: (first[i] < 5).mean()`.
+            `lambda i: (first[i] < 5).mean()`. One that gives several numbers has each resample
+            drawn, and what they share computed, once.
         n: number of queries, numbered in the order in which they were taken.
         level: share of repetitions whose interval should hold the true value, between 0 and 1.
         samples: number of resamples.
@@ -41,8 +43,9 @@ def interval(
         block: length of the runs in queries.
 
     Returns:
-        lower and upper end. Resamples whose statistic is NaN are left out; NaN, NaN where all are,
-        and where fewer than two blocks of queries leave nothing to tell the spread by.
+        lower and upper end, in the shape of the statistic. Resamples whose statistic is NaN are
+        left out; NaN, NaN where all are. Fewer than two blocks of queries leave nothing to tell
+        the spread by: a single NaN, NaN.
 
     Raises:
         ValueError: level not between 0 and 1, or samples or block below 1.
@@ -53,16 +56,16 @@ def interval(
             f"{samples} and {block}"
         )
     if n < 2 * block:
-        return float("nan"), float("nan")
+        return np.array(np.nan), np.array(np.nan)
     random = np.random.default_rng(seed)
     blocks = -(-n // block)
     run = np.arange(block)
-    values = np.empty(samples)
-    for i in range(samples):
+    values = []
+    for _ in range(samples):
         starts = random.integers(n - block + 1, size=(blocks, 1))
-        values[i] = statistic((starts + run).ravel()[:n])
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    lower, upper = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(lower), float(upper)
+        values.append(statistic((starts + run).ravel()[:n]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        ends = [(1 - level) / 2, (1 + level) / 2]
+        lower, upper = np.nanquantile(np.array(values, float), ends, axis=0)
+    return lower, upper

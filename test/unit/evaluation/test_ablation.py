@@ -27,8 +27,13 @@ def result(corridor, lite):
     return done
 
 
-def test_every_way_has_its_numbers(result):
-    summary = result.summary()
+@pytest.fixture(scope="module")
+def summary(result):
+    """With its intervals, which take longest."""
+    return result.summary()
+
+
+def test_every_way_has_its_numbers(summary):
     assert list(summary["ways"]) == KEYS
     for key, way in summary["ways"].items():
         recall = list(way["recall"].values())
@@ -47,9 +52,9 @@ def test_every_way_has_its_numbers(result):
         )
 
 
-def test_what_time_adds_beats_single_images(result):
+def test_what_time_adds_beats_single_images(summary):
     """The bar: sequence and filter beat single images on the corridor; no closure is wrong."""
-    ways = result.summary()["ways"]
+    ways = summary["ways"]
     assert ways["both"]["recall"]["1"] > ways["rerank_100"]["recall"]["1"]
     assert ways["both"]["recall"]["1"] > ways["float"]["recall"]["1"]
     assert ways["both"]["closures"]["accepted"] > 10
@@ -63,17 +68,17 @@ def test_the_geometric_check_takes_closures_away_and_adds_none(result):
     assert np.median(checked.times_ms) > np.median(both.times_ms)
 
 
-def test_the_network_beats_what_does_without(result):
-    ways = result.summary()["ways"]
+def test_the_network_beats_what_does_without(summary):
+    ways = summary["ways"]
     best = max(ways[k]["recall"]["1"] for k in ("orb", "hog"))
     assert ways["rerank_100"]["recall"]["1"] > best + 5
 
 
-def test_re_ranking_all_is_float_alone(result, corridor):
+def test_re_ranking_all_is_float_alone(result, summary, corridor):
     ways = {w.key: w for w in result.ways}
     assert [r[0] for r in ways["rerank_100"].ranked] == [r[0] for r in ways["float"].ranked]
     recall = recall_at(ways["hash"].ranked, corridor.positives(), (1,))["1"]
-    assert result.summary()["ways"]["hash"]["recall"]["1"] == pytest.approx(recall, abs=0.01)
+    assert summary["ways"]["hash"]["recall"]["1"] == pytest.approx(recall, abs=0.01)
 
 
 def test_numbers_by_hand():

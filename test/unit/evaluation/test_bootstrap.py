@@ -79,6 +79,20 @@ def test_resamples_without_a_value_are_left_out():
     assert all(math.isnan(v) for v in interval(lambda _: math.nan, 10))
 
 
+def test_several_numbers_have_the_intervals_of_each_alone():
+    hits = np.random.default_rng(0).uniform(size=(50, 2)) < (0.3, 0.7)
+
+    def also_none(i):
+        return [*hits[i].mean(0), math.nan, 1.0 if (i == 0).any() else math.nan]
+
+    lower, upper = interval(also_none, 50, samples=200)
+    for column in (0, 1):
+        alone = interval(_share(hits[:, column]), 50, samples=200)
+        assert (lower[column], upper[column]) == alone
+    assert math.isnan(lower[2]) and math.isnan(upper[2])
+    assert lower[3] == upper[3] == 1.0
+
+
 def test_too_few_queries_tell_no_spread():
     for n, block in ((0, 1), (1, 1), (9, 5)):
         assert all(math.isnan(v) for v in interval(lambda _: 0.5, n, block=block))
