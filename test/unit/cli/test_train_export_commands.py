@@ -67,6 +67,8 @@ def test_train_evaluate_and_export(run, trained, few, tmp_path):
         3,
         "--batch",
         1,
+        "--threads",
+        1,
     )
     well(done)
     assert "int8 gains on it" in done.out and "% of bits equal" in done.out
