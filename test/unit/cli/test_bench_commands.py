@@ -10,18 +10,18 @@ def test_loops_on_a_course_of_two_laps(run, tmp_path):
     path = tmp_path / "loops.json"
     out = well(
         run(
-            *("bench", "loops", "--length", 120, "--laps", 2, "--repeats", 1, "--step", 1.5),
+            *("bench", "loops", "--length", 100, "--laps", 2, "--repeats", 1, "--step", 2),
             *("--set", "matching.target_precision=0.9", "--json", path),
         )
     )
-    assert "158 images, 2 laps of 120 m in 1 stretches" in out
+    assert "98 images, 2 laps of 100 m in 1 stretches" in out
     result = strict_json(path)
     assert set(result["ways"]) == {f"{w}_{p}" for w in WAYS for p in ("odometry", "images")}
-    assert result["course"] == {"length_m": 120, "laps": 2, "repeats": 1, "step_m": 1.5}
+    assert result["course"] == {"length_m": 100, "laps": 2, "repeats": 1, "step_m": 2}
     for way in result["ways"].values():
         # The second lap sees again what the first saw, and the end of the first its beginning.
-        assert way["images"] == 158 and 70 <= way["revisits"] <= 90
-        assert 0 <= way["wrong"] <= way["accepted"] <= 158
+        assert way["images"] == 98 and 45 <= way["revisits"] <= 55
+        assert 0 <= way["wrong"] <= way["accepted"] <= 98
         assert 0 <= way["closed"] <= 100 and 0 < way["ms"]["median"] <= way["ms"]["p95"]
     # That the ways and odometry reach the recognizer: what they decide differs.
     both, alone = result["ways"]["both_odometry"], result["ways"]["none_odometry"]
@@ -30,7 +30,7 @@ def test_loops_on_a_course_of_two_laps(run, tmp_path):
     # The same again, to the last decision.
     well(
         run(
-            *("bench", "loops", "--length", 120, "--laps", 2, "--repeats", 1, "--step", 1.5),
+            *("bench", "loops", "--length", 100, "--laps", 2, "--repeats", 1, "--step", 2),
             *("--set", "matching.target_precision=0.9", "--json", path),
         )
     )
