@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,6 +32,16 @@ def lite() -> Iterator[OnnxEngine]:
     engine = create_engine()
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def shallow() -> Iterator[None]:
+    """ViT-S has four blocks instead of twelve, which trains and exports in a third of the time."""
+    from hashvpr_ros.model.dinov2 import SIZES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "small", dataclasses.replace(SIZES["small"], depth=4))
+        yield
 
 
 @pytest.fixture

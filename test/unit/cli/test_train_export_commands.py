@@ -7,11 +7,12 @@ import yaml
 from cli_helpers import well
 
 pytest.importorskip("torch", reason="training needs torch: make env-train")
+pytestmark = pytest.mark.usefixtures("shallow")
 
 
 @pytest.fixture
 def trained(run, few, tmp_path):
-    """A ViT-S with both branches, trained for an epoch each on eight images at 28x42."""
+    """A shallow ViT-S with both branches, trained for an epoch each on eight images at 28x42."""
     folder = few(4)
     settings = {
         "output": str(tmp_path / "float"),

@@ -24,6 +24,7 @@ from hashvpr_ros.model.checkpoints import CheckpointInfo, save_network
 from hashvpr_ros.model.graph import EngineGraph, fingerprint
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
 
+pytestmark = pytest.mark.usefixtures("shallow")
 SIZE = (84, 112)
 METADATA = Metadata("small", "3", "MIT", (20.0, -2.5))
 

@@ -23,6 +23,7 @@ from hashvpr_ros.training.images import plan_epoch
 from hashvpr_ros.training.stages import set_train
 from hashvpr_ros.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("shallow")
 SIDE = 42
 
 
@@ -116,7 +117,9 @@ def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(config, tmp_path):
     list(Trainer(config, "float").epochs())
     broken = changed(config, output=str(tmp_path / "broken"))
     script = (
-        "import sys, json, torch; torch.set_num_threads(1)\n"
+        "import dataclasses, sys, json, torch; torch.set_num_threads(1)\n"
+        "from hashvpr_ros.model.dinov2 import SIZES\n"
+        "SIZES['small'] = dataclasses.replace(SIZES['small'], depth=4)\n"  # as here
         "from hashvpr_ros.config import with_values\n"
         "from hashvpr_ros.training.config import TrainConfig, flatten\n"
         "from hashvpr_ros.training.trainer import Trainer\n"
