@@ -34,6 +34,29 @@ def lite() -> Iterator[OnnxEngine]:
     engine.close()
 
 
+class Remembering:
+    """An engine that describes the same images once, however many tests show them."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self.engine, self.info = engine, engine.info
+        self.described: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def describe(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        key = images.tobytes()
+        if key not in self.described:
+            self.described[key] = self.engine.describe(images)
+        codes, features = self.described[key]
+        return codes.copy(), features.copy()
+
+
+@pytest.fixture(scope="module")
+def remembering() -> Iterator[Remembering]:
+    """The lite model for a module whose tests look at the same images."""
+    engine = create_engine(threads=1)
+    yield Remembering(engine)
+    engine.close()
+
+
 @pytest.fixture(scope="module")
 def shallow() -> Iterator[None]:
     """ViT-S has four blocks instead of twelve, which trains and exports in a third of the time."""

@@ -7,7 +7,6 @@ import pytest
 
 from hashvpr_ros.config import from_flat
 from hashvpr_ros.datasets.bag_writer import planar_pose
-from hashvpr_ros.engine.factory import create_engine
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.distinct import SamePlaces
 from hashvpr_ros.matching.matched import Matched, vote
@@ -31,10 +30,8 @@ class Counting:
 
 
 @pytest.fixture(scope="module")
-def engine():
-    engine = create_engine(threads=1)
-    yield Counting(engine)
-    engine.close()
+def engine(remembering):
+    return Counting(remembering)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from hashvpr_ros.config import MatchingConfig, from_flat
-from hashvpr_ros.engine.factory import create_engine
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.geometry import GeometricCheck
 from hashvpr_ros.matching.recognizer import Recognizer, thumbnail_jpeg
@@ -95,10 +94,8 @@ def test_images_without_corners_have_no_inliers(check, course, size):
 
 
 @pytest.fixture(scope="module")
-def engine():
-    engine = create_engine(threads=1)
-    yield engine
-    engine.close()
+def engine(remembering):
+    return remembering
 
 
 @pytest.mark.parametrize(("thumbnail_px", "closes"), [(THUMBNAIL_PX, True), (0, False)])

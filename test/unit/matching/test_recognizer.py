@@ -5,7 +5,6 @@ import pytest
 
 from hashvpr_ros.config import from_flat
 from hashvpr_ros.datasets.bag_writer import planar_pose
-from hashvpr_ros.engine.factory import create_engine
 from hashvpr_ros.errors import ImageError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer, thumbnail_jpeg
@@ -16,10 +15,8 @@ SECOND = 10**9
 
 
 @pytest.fixture(scope="module")
-def engine():
-    engine = create_engine(threads=1)
-    yield engine
-    engine.close()
+def engine(remembering):
+    return remembering
 
 
 @pytest.fixture(scope="module")
