@@ -22,7 +22,7 @@ def test_cycles_of_the_lifecycle_do_not_grow_the_process(start, monkeypatch):
     sizes = []
     for cycle in range(12):
         node.activate()
-        for second in range(10):
+        for second in range(4):
             camera.show(second, 100.0 * cycle + second)
         assert node.change("deactivate") and node.change("cleanup")
         sizes.append(resident_mib(node.process.pid))
