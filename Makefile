@@ -34,8 +34,8 @@ lint: env-train
 	@$(ENV) && ruff check . && ruff format --check . && \
 		mypy hashvpr_ros scripts/setup_env.py examples && lint-imports
 
-# A core for each of the two: threads that wait for one another while the other worker runs took
-# five times as long.
+# A core for each of the two: threads that wait for one another while the other worker runs can take
+# ten times as long.
 unit: env-train env-examples
 	@$(ENV) && OMP_NUM_THREADS=1 python -m pytest test/unit -n 2 --dist loadfile
 
