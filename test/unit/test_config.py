@@ -146,7 +146,6 @@ def test_every_service_file_is_served_and_every_topic_is_private():
         assert name == re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
     topics = set(re.findall(r'"(~/\w+)"', source)) - {f"~/{n}" for _, n in served}
     assert topics == {
-        "~/alike",
         "~/hypotheses",
         "~/loop_closures",
         "~/descriptors",
