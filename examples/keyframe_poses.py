@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from rclpy.node import Node
@@ -16,6 +17,7 @@ from hashvpr_ros.types import Pose
 
 _QUEUE = 1000
 _ANY_AGE_S = 1e6  # a robot that stands still makes no nodes
+_PATIENCE_S = 10.0  # for an answer, of a vpr_node that may have ended meanwhile
 
 
 class KeyframePoses:
@@ -35,6 +37,7 @@ class KeyframePoses:
         )
         self._client = node.create_client(UpdatePoses, "vpr_node/update_poses")
         self._answer: Future | None = None  # that is waited for
+        self._asked_s = 0.0  # when, by time.monotonic
         self.begin()
 
     def begin(self) -> None:
@@ -59,10 +62,8 @@ class KeyframePoses:
         Returns:
             False: not now, for there is no vpr_node, or it has not answered the last time.
         """
-        if not self._client.service_is_ready():
-            self._answer = None  # of one that is gone
-            return False
-        if self._answer is not None:
+        waits = self._answer is not None and time.monotonic() - self._asked_s < _PATIENCE_S
+        if waits or not self._client.service_is_ready():
             return False
         track = PoseTrack(keep=0)
         for stamp_ns, pose in trajectory:
@@ -74,16 +75,20 @@ class KeyframePoses:
                 request.keyframe_ids.append(id_)
                 request.poses.append(to_pose_stamped(pose_then, stamp_ns).pose)
         if request.poses:
+            self._asked_s = time.monotonic()
             self._answer = self._client.call_async(request)
             self._answer.add_done_callback(self._on_answer)
         return True
 
     def _on_answer(self, answer: Future) -> None:
-        self._answer = None
+        if answer is self._answer:
+            self._answer = None
         response = answer.result()
         if response.result == UpdatePoses.Response.RESULT_OK:
             self._node.get_logger().info(f"{response.updated} keyframes have their new poses")
         else:
+            if response.result == UpdatePoses.Response.RESULT_INVALID:
+                self._stamps_ns.clear()  # the map was cleared
             self._node.get_logger().warning(
                 f"keyframes keep their poses: {response.message}", throttle_duration_sec=10.0
             )
