@@ -10,6 +10,9 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from hashvpr_ros.errors import ConfigError
 
+# How rclpy says that a value is none, is of another type, or was refused by the middleware.
+_SIGNS = ("QoS override", "qos_overrides", "topic QoS")
+
 
 @contextmanager
 def overridable(topic: str) -> Iterator[QoSOverridingOptions]:
@@ -22,7 +25,10 @@ def overridable(topic: str) -> Iterator[QoSOverridingOptions]:
     """
     try:
         yield QoSOverridingOptions.with_default_policies()
-    except (RuntimeError, ParameterException) as e:
-        if "QoS override" in str(e):
-            raise ConfigError(f"qos_overrides of {topic}: {e}") from None
-        raise
+    except (RuntimeError, TypeError, ParameterException) as e:
+        reason = str(e).split(", at ")[0].split("\n")[0]  # without where in C it was found
+        if isinstance(e, TypeError):  # a number that does not fit
+            reason = "a value is out of range"
+        elif not any(sign in reason for sign in _SIGNS):
+            raise
+        raise ConfigError(f"qos_overrides of {topic}: {reason}") from None

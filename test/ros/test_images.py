@@ -250,14 +250,24 @@ def test_a_qos_override_that_is_none_is_refused_in_one_sentence(start):
     assert len(errors) == 1 and "qos_overrides" in errors[0] and "very" in errors[0]
 
 
-@pytest.mark.parametrize("entity", ["loop_closures.publisher", "verdicts.subscription"])
-def test_a_qos_override_of_its_own_topics_that_is_none_is_refused(start, tmp_path, entity):
+@pytest.mark.parametrize(
+    ("entity", "policy", "value"),
+    [
+        ("loop_closures.publisher", "reliability", "very"),
+        ("loop_closures.publisher", "reliability", "unknown"),
+        ("verdicts.subscription", "reliability", "very"),
+        ("verdicts.subscription", "depth", "ten"),
+        ("ledger.publisher", "depth", -1),
+        ("ledger.publisher", "depth", 2**40),
+    ],
+)
+def test_a_bad_qos_override_of_its_own_topics_is_refused(start, tmp_path, entity, policy, value):
     namespace = new_namespace()
-    name = f"qos_overrides.{namespace}/vpr_node/{entity}.reliability"
-    node = start(namespace, map__path=str(tmp_path / "m.vprmap"), **{name: "very"})
+    name = f"qos_overrides.{namespace}/vpr_node/{entity}.{policy}"
+    node = start(namespace, map__path=str(tmp_path / "m.vprmap"), **{name: value})
     for count in (1, 2):  # nothing is left open that a second try would stumble over
         assert not node.change("configure")
         assert node.state() == "unconfigured"
         errors = [line for line in node.text().splitlines() if "ERROR" in line]
-        assert len(errors) == count, node.text()
-        assert f"qos_overrides of ~/{entity.split('.')[0]}" in errors[-1] and "very" in errors[-1]
+        assert len(errors) == count and "Traceback" not in node.text(), node.text()
+        assert f"cannot configure: qos_overrides of ~/{entity.split('.')[0]}" in errors[-1]
