@@ -58,8 +58,8 @@ def command(path: Path, plot: Path | None, show: int, rviz: bool, json_path: Pat
         keyframes = place_map.keyframes(place_map.ids()) if plot is not None or rviz else []
         if rviz and all(k.pose is None for k in keyframes):
             raise MapError(
-                f"{path}: no keyframe has a pose, and RViz shows positions; `--plot FILE` draws "
-                "pairs without"
+                f"{path}: has no keyframe with a pose, and RViz shows positions; `--plot FILE` "
+                "draws pairs without"
             )
         with progress_bar(len(place_map), "comparing", "keyframe") as bar:
             found = audit(place_map, bar.update)
@@ -112,7 +112,16 @@ def command(path: Path, plot: Path | None, show: int, rviz: bool, json_path: Pat
         },
     )
     if rviz:
-        _show_in_rviz(_by_frame(found, keyframes, show))
+        frames = _by_frame(found, keyframes, show)
+        shown = sum(len(of_frame["pairs"]) for of_frame in frames.values())
+        left_out = len(found.pairs) - shown
+        click.echo(
+            f"in RViz: {shown} pairs as a MarkerArray of /hashvpr_audit/alike, in frame "
+            f"{', '.join(frames)}"
+            + (f"; {left_out} left out, without two poses of one frame" if left_out else "")
+            + "; Ctrl+C ends"
+        )
+        _show_in_rviz(frames)
 
 
 def _by_frame(found: Audit, keyframes: list[Keyframe], show: int) -> dict[str, Any]:
@@ -137,15 +146,15 @@ def _by_frame(found: Audit, keyframes: list[Keyframe], show: int) -> dict[str, A
 
 
 def _show_in_rviz(frames: dict[str, Any]) -> None:
-    pairs = sum(len(shown["pairs"]) for shown in frames.values())
-    click.echo(
-        f"in RViz: {pairs} pairs as a MarkerArray of /hashvpr_audit/alike, in frame "
-        f"{', '.join(frames)}; Ctrl+C ends"
-    )
+    """Show what `_by_frame` gives until interrupted."""
+    # In a session of its own: its input ends it, and Ctrl+C would find it while it starts.
     command = [sys.executable, "-m", "hashvpr_ros.ros.show_alike"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdin is not None
-        with suppress(KeyboardInterrupt, BrokenPipeError):
-            print(json.dumps({"frames": frames}), file=process.stdin, flush=True)
+        with suppress(KeyboardInterrupt):
+            with suppress(BrokenPipeError):  # it ended before it had read all
+                print(json.dumps({"frames": frames}), file=process.stdin, flush=True)
             process.wait()
             raise ConfigError(f"what shows the pairs ended by itself, with {process.returncode}")

@@ -1,6 +1,7 @@
 """`hashvpr audit --rviz`: what looks alike reaches RViz, also one that is started later."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,8 +94,18 @@ def test_nothing_is_shown_any_more_where_the_audit_was_killed(client, audit, tmp
     wait_until(lambda: not client.node.get_publishers_info_by_topic(TOPIC), "nobody shows them")
 
 
+def test_pairs_of_two_frames_are_counted_where_none_can_be_drawn(client, audit, tmp_path):
+    path = tmp_path / "a.vprmap"
+    make_map(path, lambda i: Pose((float(i), 0.0, 0.0), frame_id="odom" if i < 100 else "map"))
+    process, log = audit(path)
+    heard = client.listen(MarkerArray, TOPIC, latched())
+    wait_until(lambda: heard or process.poll() is not None, "markers are heard")
+    assert [m.ns for m in heard[0].markers if m.action == Marker.ADD] == ["keyframes"] * 2
+    assert re.search(r"in RViz: 0 pairs .* odom, map; [1-9]\d* left out", log.read_text())
+
+
 def test_a_map_without_poses_is_refused(audit, tmp_path):
     make_map(tmp_path / "a.vprmap", lambda i: None)
     process, log = audit(tmp_path / "a.vprmap")
     assert process.wait(60) == 2
-    assert "no keyframe has a pose" in log.read_text() and "--plot" in log.read_text()
+    assert "has no keyframe with a pose" in log.read_text() and "--plot" in log.read_text()
