@@ -56,12 +56,12 @@ class Finder:
     def __init__(self, place_map: PlaceMap, odometer: Odometer) -> None:
         self._map = place_map
         self._odometer = odometer
-        self._deep = False  # the last image had to look deeper
+        self._deep: set[str] = set()  # cameras whose last image had to look deeper
 
-    def find(self, descriptor: Descriptor, top_k: int, recent: Recent) -> Found:
+    def find(self, descriptor: Descriptor, camera: str, top_k: int, recent: Recent) -> Found:
         """The candidates of an image; there may be none."""
         started = time.perf_counter()
-        ids, distances = self._search(descriptor, top_k, recent)
+        ids, distances = self._search(descriptor, camera, top_k, recent)
         searched = time.perf_counter()
         order, similarities = rerank(self._map, ids, distances, descriptor.feature)
         found = candidates(ids, distances, order, similarities)
@@ -75,7 +75,7 @@ class Finder:
         )
 
     def _search(
-        self, descriptor: Descriptor, top_k: int, recent: Recent
+        self, descriptor: Descriptor, camera: str, top_k: int, recent: Recent
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Candidates by Hamming distance, not nearly all of one place that was passed often."""
 
@@ -89,10 +89,15 @@ class Finder:
 
         most = max(1, top_k - max(_OTHERS * top_k // 100, MIN_OTHER_PLACES + 4))
         # Places passed often follow one another: a second scan for each would cost the most.
-        ids, distances = nearest(_DEEPER * top_k if self._deep else top_k)
-        self._deep = len(ids) >= top_k and int(self._with_first(ids[:top_k]).sum()) > most
-        if not self._deep:
+        deep = camera in self._deep
+        ids, distances = nearest(_DEEPER * top_k if deep else top_k)
+        self._deep.discard(camera)
+        if len(ids) < top_k or int(self._with_first(ids[:top_k]).sum()) <= most:
             return ids[:top_k], distances[:top_k]
+        # Other indexes find others where they are asked for more: candidates would depend on what
+        # was asked before.
+        if self._map.index_in_use.startswith("exact"):
+            self._deep.add(camera)
         if len(ids) == top_k:
             ids, distances = nearest(_DEEPER * top_k)
         same = self._with_first(ids)

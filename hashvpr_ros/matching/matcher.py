@@ -270,7 +270,7 @@ class Matcher:
     ) -> dict[str, Matched]:
         matching = self.config.matching
         found = {
-            camera: self._finder.find(descriptor, matching.top_k, self._recent)
+            camera: self._finder.find(descriptor, camera, matching.top_k, self._recent)
             for camera, descriptor in descriptors.items()
         }
         started = time.perf_counter()

@@ -34,7 +34,7 @@ def found_by(world):
 
 
 def test_other_places_are_among_the_candidates_of_one_that_was_passed_often(found_by, world):
-    found = found_by().find(world.view(0), 100, Recent())
+    found = found_by().find(world.view(0), "c", 100, Recent())
     elsewhere = [20 <= c.keyframe_id <= PLACES - 20 for c in found.candidates]
     assert len(elsewhere) == 100 and 20 <= sum(elsewhere) <= 40
 
@@ -43,6 +43,15 @@ def test_what_was_asked_before_changes_no_candidate(found_by, world):
     finder = found_by()
     for place in [0, 0, 75, 0, 75, 75, 0]:
         view = world.view(place)
-        assert finder.find(view, 100, Recent()).candidates == (
-            found_by().find(view, 100, Recent()).candidates
+        assert finder.find(view, "c", 100, Recent()).candidates == (
+            found_by().find(view, "c", 100, Recent()).candidates
         )
+
+
+def test_the_map_is_scanned_once_for_each_of_many_images_of_such_a_place(found_by, world):
+    finder, asked = found_by(), []
+    search = finder._map.search
+    finder._map.search = lambda code, k, **past: asked.append(k) or search(code, k, **past)
+    for camera, place in [("front", 0), ("rear", 75)] * 3:
+        finder.find(world.view(place), camera, 100, Recent())
+    assert asked == [100, 1000, 100] + [1000, 100] * 2
