@@ -151,12 +151,11 @@ class Track:
             places: of the candidates, [k]; of several views of one place the best counts.
             ratios: of the candidates, [k].
         """
-        best: dict[int, float] = {}
-        for place, ratio in zip(places.tolist(), ratios.tolist(), strict=True):
-            best[place] = max(ratio, best.get(place, ratio))
+        order = np.lexsort((-ratios, places))  # NaN, which says nothing, last
+        first = np.flatnonzero(np.diff(places[order], prepend=-1))
         self.filter.update(
-            np.fromiter(best, np.int64, len(best)),
-            np.fromiter(best.values(), float, len(best)),
+            places[order][first],
+            ratios[order][first],
             self._witnesses[camera].weight,
         )
 
@@ -173,7 +172,8 @@ class Track:
         ids = self.filter.support
         own, around = self.filter.belief(ids), self.filter.around(ids)
         positions = positions_of(ids)
-        if not np.isnan(positions).all():
+        known = not np.isnan(positions).all()
+        if known:
             top = np.argsort(-own)[:_HEAVIEST]
             apart = positions[top, np.newaxis] - positions  # [_HEAVIEST, n, 3]
             near = np.einsum("ijk,ijk->ij", apart, apart) <= NEAR_M**2
@@ -187,6 +187,7 @@ class Track:
                 break
             found.append(Place(int(ids[best]), float(around[best])))
             gone = np.abs(ids - ids[best]) < NEAR_KEYFRAMES
-            gone |= np.linalg.norm(positions - positions[best], axis=1) <= 2 * NEAR_M
+            if known:
+                gone |= np.linalg.norm(positions - positions[best], axis=1) <= 2 * NEAR_M
             around[gone] = 0.0
         return found
