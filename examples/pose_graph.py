@@ -8,7 +8,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.poses import unit
+from hashvpr_ros.replacing import replacing
 from hashvpr_ros.types import Pose
 
 _NODE_EVERY_M = 0.5
@@ -224,16 +224,19 @@ class PoseGraph:
 
 
 def write_tum(path: Path, trajectory: Sequence[tuple[int, Pose]]) -> None:
-    """Write stamps (ns) and poses in the format of TUM, which evo and `read_tum` read."""
+    """Write stamps (ns) and poses in the format of TUM, which evo and `read_tum` read.
+
+    Raises:
+        ConfigError: the file cannot be written; what was there stays.
+    """
     lines = []
     for stamp_ns, pose in trajectory:
         seconds, rest = divmod(stamp_ns, 10**9)
         numbers = " ".join(f"{v:.9f}" for v in (*pose.position_m, *pose.orientation))
         lines.append(f"{seconds}.{rest:09d} {numbers}\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.new")
-    unfinished.write_text("".join(lines))
-    os.replace(unfinished, path)
+    with replacing(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text("".join(lines))
 
 
 def _size(step: gtsam.Pose3) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
+from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.msg import ClosureVerdict, LoopClosure
 from hashvpr_ros.ros.conversions import from_pose, ns_to_stamp, stamp_to_ns, to_pose_stamped
 
@@ -75,6 +76,8 @@ class PoseGraphNode(Node):
         self._used: list[bool | None] = []  # of the first closures, as of the last optimisation
         self._said: dict[int, bool] = {}  # verdicts published, by the closure's number
         self._changed = False
+        if self._keyframes is not None:
+            self._keyframes.begin()
         self._unsent = False  # keyframes have not got the poses of the last optimisation
         self._next_s = 0.0  # when to optimise again, at the earliest
 
@@ -85,8 +88,8 @@ class PoseGraphNode(Node):
         self._optimise()
         try:
             write_tum(FilePath(self._tum_file), self._graph.trajectory())
-        except OSError as e:
-            self.get_logger().error(f"{self._tum_file}: cannot be written: {e.strerror}")
+        except ConfigError as e:
+            self.get_logger().error(str(e))
 
     def _on_odometry(self, message: Odometry) -> None:
         pose = from_pose(message.pose.pose)
@@ -102,8 +105,6 @@ class PoseGraphNode(Node):
         if seen is Seen.RESTARTED:
             self.get_logger().warning("stamps of odometry stepped back: everything begins anew")
             self._begin()
-            if self._keyframes is not None:
-                self._keyframes.begin()
             self._watch.see(stamp_ns, pose)
         elif seen is Seen.JUMPED:
             self.get_logger().warning("odometry jumped: the graph goes on as if lost for a while")
