@@ -92,7 +92,10 @@ class Finder:
         deep = camera in self._deep
         ids, distances = nearest(_DEEPER * top_k if deep else top_k)
         self._deep.discard(camera)
-        if len(ids) < top_k or int(self._with_first(ids[:top_k]).sum()) <= most:
+        if len(ids) < top_k:
+            return ids, distances
+        same = self._with_first(ids)
+        if int(same[:top_k].sum()) <= most:
             return ids[:top_k], distances[:top_k]
         # Other indexes find others where they are asked for more: candidates would depend on what
         # was asked before.
@@ -100,7 +103,7 @@ class Finder:
             self._deep.add(camera)
         if len(ids) == top_k:
             ids, distances = nearest(_DEEPER * top_k)
-        same = self._with_first(ids)
+            same = self._with_first(ids)
         chosen = np.flatnonzero(~same | (np.cumsum(same) <= most))[:top_k]
         return ids[chosen], distances[chosen]
 
