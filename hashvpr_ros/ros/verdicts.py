@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from hashvpr_ros.errors import ConfigError, HashVprError
+from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.msg import ClosureVerdict
 from hashvpr_ros.ros.conversions import stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
@@ -67,11 +66,8 @@ class Verdicts:
             self._node.get_logger().warning(
                 f"verdict passed over: {e}", throttle_duration_sec=10.0
             )
-        except HashVprError as e:
-            self._fail(e)
         except Exception as e:
             self._fail(e)
-            self._node.get_logger().debug(traceback.format_exc())
 
 
 def _take(runtime: Runtime, message: ClosureVerdict) -> Verdict:

@@ -288,7 +288,6 @@ class VprNode(LifecycleNode):
                     self._stats.dropped(camera)
         except Exception as e:
             self._on_failure(e, *decoded)
-            self.get_logger().debug(traceback.format_exc())
 
     def _decode(self, camera: str, arrival: Arrival) -> _Decoded | None:
         """Pixels of an image; None where they are bad, which is said and counted."""
@@ -353,8 +352,10 @@ class VprNode(LifecycleNode):
 
     def _on_failure(self, error: Exception, *cameras: str) -> None:
         """Count and say a failure that the node survives, and the images that it cost."""
-        kind = "" if isinstance(error, HashVprError) else f"{type(error).__name__}: "
-        text = f"{kind}{error}"
+        text = str(error)
+        if not isinstance(error, HashVprError):  # nobody foresaw it
+            text = f"{type(error).__name__}: {text}"
+            self.get_logger().debug("".join(traceback.format_exception(error)))
         self._stats.failed(text, *cameras)
         self.get_logger().error(text, throttle_duration_sec=10.0)
 
