@@ -9,6 +9,7 @@ from hashvpr_ros.errors import ImageError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer, thumbnail_jpeg
 from hashvpr_ros.simulation.course import DAY, EVENING, Course
+from hashvpr_ros.simulation.odometry import Drift, drifting
 from hashvpr_ros.types import Mode, Pose, Reason, Verdict
 
 SECOND = 10**9
@@ -133,6 +134,23 @@ def test_a_map_that_was_only_recorded_at_first_is_closed_with_drifted_odometry(
         pose = planar_pose(shot.x_m + drift_m, shot.y_m + drift_m, shot.yaw_rad)
         closed += vpr.process(shot.rgb, shot.stamp_ns, pose).accepted
     assert closed > 0.2 * half
+
+
+def test_coming_back_to_the_start_closes_what_is_there_and_nothing_before(engine, place_map):
+    """Odometry leaves the places around the start alone possible before the robot is there."""
+    course = Course(400.0, seed=5, repeats=2)
+    laps = [(DAY, 0.0, 0.0), (EVENING, 0.3, 0.0)]
+    way = [s for s, _ in zip(course.drive(laps, rate_hz=1.0, seed=5), range(260), strict=False)]
+    drifted = drifting(((s.x_m, s.y_m, s.yaw_rad) for s in way), Drift(seed=5))
+    vpr, at, errors_m = recognizer(engine, place_map), {}, []
+    for shot, pose in zip(way, drifted, strict=True):
+        at[shot.stamp_ns] = np.array([shot.x_m, shot.y_m])
+        decision = vpr.process(shot.rgb, shot.stamp_ns, planar_pose(*pose))
+        if decision.accepted:
+            match = at[decision.hypotheses[0].keyframe.stamp_ns]
+            errors_m.append(float(np.linalg.norm(at[shot.stamp_ns] - match)))
+    assert len(errors_m) > 30  # of 60 on the second lap; a run takes 30 m
+    assert max(errors_m) < 4.0
 
 
 def test_recognize_changes_nothing(engine, place_map, shots):
