@@ -25,16 +25,16 @@ RUN_MIDDLE = 0.32
 # logistic regression on rendered courses (seeds 11 and 12 without odometry; the same and one of
 # look-alike halves, seed 22, with), see docs/architecture.md.
 BY_IMAGES = (0.71, 4.36, 2.27, -5.81)
-# Where odometry says that the robot can be there, other places that look alike count little.
-BY_ODOMETRY = (0.64, 4.74, 0.0, -0.83)
-# But a run is not here that is less alike than what odometry forbids, by more than light makes of
+# Where odometry says that the robot can be there, other places that look alike count nothing; the
+# third factor is of what the run's distinctness lies below _ALIKE.
+BY_ODOMETRY = (0.64, 4.74, 4.0, -0.83)
+# A run is not here that is less alike than what odometry forbids, by more than light makes of
 # places that are the same: before a robot is back at its start, odometry leaves the places around
 # that alone, and the best of them advance with its limit, as if in step. In units of the model's
-# slope times the run's distinctness: how little is forgiven, and the log odds that more costs.
-# Chosen on nine rendered drives (seeds 1 to 5 and 31): right runs lie above -1.2 (99 % of each),
-# such ones, of three drives, between -1.5 and -3.1.
+# slope times the run's distinctness. Chosen, as the factor, on nine rendered drives (seeds 1 to 5
+# and 31): right runs lie above -1.2 (99 % of each), such ones, of three drives, between -1.5 and
+# -3.1.
 _ALIKE = -0.9
-_LESS_ALIKE = 4.0
 _MOST_LOG_ODDS = 7.0  # of the filter: it is no surer than a thousand to one
 # From this support on a run is a run; below, the curves are mixed.
 FULL_SUPPORT = 0.8
@@ -96,11 +96,10 @@ class ProbabilityModel:
         odds = math.log(max(mass, 1e-9) / max(1.0 - mass, 1e-9))
         odds = max(-_MOST_LOG_ODDS, min(_MOST_LOG_ODDS, odds))
         by_mass, by_support, by_run, intercept = BY_ODOMETRY if by_odometry else BY_IMAGES
-        log_odds = by_mass * odds + by_support * support + intercept
         distinct = self.slope * run_distinctness
-        log_odds += by_run * distinct
         if by_odometry:
-            log_odds += _LESS_ALIKE * min(0.0, distinct - _ALIKE)
+            distinct = min(0.0, distinct - _ALIKE)
+        log_odds = by_mass * odds + by_support * support + intercept + by_run * distinct
         if self.calibration is not None and not by_odometry:
             log_odds = self.calibration.slope * log_odds + self.calibration.intercept
         return _logistic(log_odds)
