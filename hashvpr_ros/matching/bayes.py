@@ -157,22 +157,31 @@ class PlaceFilter:
         place = np.minimum(np.searchsorted(self._ids, asked), len(self._ids) - 1)
         return np.where(self._ids[place] == asked, self._mass.sum(0)[place], 0.0)
 
-    def around(self, ids: NDArray[np.integer]) -> NDArray[np.float64]:
+    def around(
+        self, ids: NDArray[np.integer], near_keyframes: int | None = None
+    ) -> NDArray[np.float64]:
         """Probabilities of the places that keyframes show, float64 [k].
 
         A place is a keyframe with the near ones of its session; those of several may overlap.
+
+        Args:
+            ids: of the keyframes, [k].
+            near_keyframes: which are near; None: as the settings say.
         """
         asked = np.asarray(ids, np.int64)
-        return self._around(asked, np.asarray(self._sessions_of(asked), np.int64))
+        sessions = np.asarray(self._sessions_of(asked), np.int64)
+        return self._around(asked, sessions, near_keyframes)
 
-    def _around(self, ids: NDArray[np.int64], sessions: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _around(
+        self, ids: NDArray[np.int64], sessions: NDArray[np.int64], near: int | None = None
+    ) -> NDArray[np.float64]:
         # Stretches of one cumulative sum; each with each would be quadratic. Session after
         # session, so that none reaches into the next.
         held = self._sessions * _SESSION_STRIDE + self._ids
         order = np.argsort(held, kind="stable")
         held, total = held[order], np.append(0.0, np.cumsum(self._mass.sum(0)[order]))
         asked = sessions * _SESSION_STRIDE + ids
-        near = self._settings.near_keyframes
+        near = self._settings.near_keyframes if near is None else near
         first = np.searchsorted(held, asked - near, "left")
         end = np.searchsorted(held, asked + near, "right")
         return np.minimum(total[end] - total[first], 1.0)

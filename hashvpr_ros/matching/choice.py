@@ -12,9 +12,6 @@ from hashvpr_ros.matching.finder import Finder, Found
 from hashvpr_ros.matching.track import Place
 from hashvpr_ros.types import Descriptor, Keyframe
 
-# Places on either side of the likeliest one among which the best candidate is taken for it.
-_SAME_VIEW_PLACES = 4
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -53,7 +50,7 @@ def choose(
 
     numbers = found.places[possible]
     for place in places:
-        near = np.abs(numbers - place.number) <= _SAME_VIEW_PLACES
+        near = (numbers >= place.first) & (numbers <= place.last)
         if not near.any():  # perhaps on another lap
             near = finder.at_first(np.append(place.number, numbers))[1:]
         if near.any():

@@ -16,14 +16,20 @@ from numpy.typing import NDArray
 from hashvpr_ros.config import KeyframeConfig
 from hashvpr_ros.matching.bayes import LEAST_SHARE, FilterSettings, Motion, PlaceFilter, SessionsOf
 from hashvpr_ros.matching.distinct import NEAR_KEYFRAMES, NEAR_M
-from hashvpr_ros.matching.sequence import MAX_GAP_NS, SequenceMemory
+from hashvpr_ros.matching.sequence import MAX_GAP_NS, NEW_VIEW_BITS, SequenceMemory
 
 # Without odometry an image is a witness of its own when its code differs by this much from that of
-# the last one that counted: views that overlap more err alike.
+# the last one that counted, some two or three metres in a street: views that overlap more err
+# alike. The robot has moved by NEW_VIEW_BITS, and stands still below what a decimetre changes.
 _OWN_VIEW_BITS = 96
+_STILL_BITS = 30
 # With odometry, one this far away, in metres and radians.
 _OWN_VIEW = 2.0, 1.4
 _HEAVIEST = 16  # keyframes whose place's belief is added up
+# Places on either side of the likeliest one that an image may show as well; more where the belief
+# is spread: all around which there is at least this share of what is around the likeliest.
+_SAME_VIEW_PLACES = 4
+_AS_LIKELY = 0.5
 # Cameras remembered, of which the one that saw nothing for longest makes room: the names are those
 # that another robot gives them. Those of one instant are all.
 _MOST_CAMERAS = 16
@@ -35,6 +41,9 @@ class Place:
 
     number: int  # `Keyframe.place`
     mass: float  # belief that the robot is there, 0 to 1
+    # The stretch: places so near to it, or so likely beside it, that the image may show them.
+    first: int
+    last: int
 
 
 class _Witness:
@@ -45,6 +54,7 @@ class _Witness:
         self.weight: float | None = None  # of its present image, 0 to 1
         self.moved = 0.0  # since its last image that counted, as a share of an own view
         self.counted_code: NDArray[np.uint8] | None = None  # without odometry, of that image
+        self.moved_code: NDArray[np.uint8] | None = None  # without odometry, when it last moved
 
 
 class Track:
@@ -63,7 +73,8 @@ class Track:
         self.filter = PlaceFilter(sessions_of, FilterSettings(self._spacing_m, spacing_rad))
         self._witnesses: dict[str, _Witness] = {}
         self._last_ns: int | None = None  # of the last images
-        self._counted_ns: int | None = None  # without odometry, of the last that counted
+        # Without odometry, since when the belief is to be moved.
+        self._moved_ns: int | None = None
 
     def views(self, camera: str) -> SequenceMemory:
         """What a camera has seen of late."""
@@ -94,11 +105,12 @@ class Track:
         last_ns, self._last_ns = self._last_ns, stamp_ns
         if last_ns is not None and not 0 <= stamp_ns - last_ns <= MAX_GAP_NS:
             self.filter.reset()
-            self._counted_ns = last_ns = None
+            self._moved_ns = last_ns = None
             for witness in self._witnesses.values():
-                witness.counted_code = None
+                witness.counted_code = witness.moved_code = None
         if moved is not None and last_ns is not None:
             self._follow((stamp_ns - last_ns) / 1e9, *moved, spacing_m)
+            self._moved_ns = stamp_ns  # should odometry fail from now on
             for camera in codes:
                 witness = self._witnesses[camera]
                 witness.weight = min(1.0, witness.moved)
@@ -127,20 +139,21 @@ class Track:
 
     def _guess(self, stamp_ns: int, codes: Mapping[str, NDArray[np.uint8]]) -> None:
         """Move the belief by time, as far as the images differ from those before."""
-        seen = False  # one of the cameras sees something new
+        moved, stands = self._moved_ns is None, True
         for camera, code in codes.items():
             witness = self._witnesses[camera]
-            counted, witness.weight = witness.counted_code, 1.0
-            if counted is not None:
-                if int(np.unpackbits(counted ^ code).sum()) < _OWN_VIEW_BITS:
-                    witness.weight = 0.0
-                    continue
-                seen = True
-            witness.counted_code = code
-        if seen and self._counted_ns is not None:
-            self.filter.predict(Motion((stamp_ns - self._counted_ns) / 1e9))
-        if seen or self._counted_ns is None:
-            self._counted_ns = stamp_ns
+            change = _bits(witness.moved_code, code)
+            stands &= change < _STILL_BITS
+            if change >= NEW_VIEW_BITS:
+                moved |= witness.moved_code is not None  # a new camera says nothing of motion
+                witness.moved_code = code
+            witness.weight = 0.0
+            if _bits(witness.counted_code, code) >= _OWN_VIEW_BITS:
+                witness.weight, witness.counted_code = 1.0, code
+        if moved and self._moved_ns is not None:
+            self.filter.predict(Motion((stamp_ns - self._moved_ns) / 1e9))
+        if moved or stands:
+            self._moved_ns = stamp_ns
 
     def update(
         self, camera: str, places: NDArray[np.integer], ratios: NDArray[np.float64]
@@ -171,6 +184,7 @@ class Track:
         """
         ids = self.filter.support
         own, around = self.filter.belief(ids), self.filter.around(ids)
+        view = self.filter.around(ids, _SAME_VIEW_PLACES)
         positions = positions_of(ids)
         known = not np.isnan(positions).all()
         if known:
@@ -185,9 +199,17 @@ class Track:
             best = int(heaviest[np.argmax(own[heaviest])])
             if around[best] <= 0.0:
                 break
-            found.append(Place(int(ids[best]), float(around[best])))
             gone = np.abs(ids - ids[best]) < NEAR_KEYFRAMES
+            stretch = ids[gone & (view >= _AS_LIKELY * view[best])]
+            first = min(ids[best] - _SAME_VIEW_PLACES, stretch.min())
+            last = max(ids[best] + _SAME_VIEW_PLACES, stretch.max())
+            found.append(Place(int(ids[best]), float(around[best]), int(first), int(last)))
             if known:
                 gone |= np.linalg.norm(positions - positions[best], axis=1) <= 2 * NEAR_M
             around[gone] = 0.0
         return found
+
+
+def _bits(before: NDArray[np.uint8] | None, code: NDArray[np.uint8]) -> int:
+    """By how many bits codes differ; from none by all."""
+    return 8 * len(code) if before is None else int(np.unpackbits(before ^ code).sum())
