@@ -26,9 +26,9 @@ from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.types import CODE_BITS, CODE_BYTES
 
 # With these, codes 1, 5, 10 and 20 keyframes apart on a drive differ by 59, 101, 122 and 135 bits,
-# those of other drives by 139 (standard deviation 16), and a query from its place by 71. The lite
-# model's codes of rendered courses, 0.5 m a keyframe: 59, 101, 121, 134; 139 (17); 69 in another
-# light.
+# those of other drives by 139 (standard deviation 16), and a query from its place by 71. The codes
+# of the lite model's version 2 of rendered courses, 0.5 m a keyframe: 59, 101, 121, 134; 139 (17);
+# 69 in another light.
 _HALF_LIFE_KEYFRAMES = 4.8
 _VIEW_NOISE, _QUERY_NOISE = 0.26, 0.66
 _DRIVE_KEYFRAMES = 10_000

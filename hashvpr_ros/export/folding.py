@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from hashvpr_ros.model.adapters import ConvNormRelu, MultiConv, TokenAdapter
 from hashvpr_ros.model.dinov2 import DinoV2, grid_of
-from hashvpr_ros.model.lite import LiteBranch
+from hashvpr_ros.model.lite import LiteBranch, MapAdapter, unit
 from hashvpr_ros.model.pooling import GeM
 
 
@@ -120,6 +120,31 @@ def merge_pointwise(adapter: MultiConv) -> tuple[nn.Linear, list[int]]:
     return merged.requires_grad_(False), [p.out_channels for p in parts]
 
 
+class _FoldedMapAdapter(nn.Module):
+    """`MapAdapter` with its three 1x1 convolutions as one, and its 3x3 and 5x5 as another."""
+
+    def __init__(self, adapter: MapAdapter) -> None:
+        super().__init__()
+        self.down, self.up = adapter.down, adapter.up
+        merged, (half, *thin) = merge_pointwise(adapter)
+        self.widths = (half, sum(thin))
+        self.pointwise = nn.Conv2d(merged.in_features, merged.out_features, 1)
+        self.pointwise.weight.data = merged.weight[..., None, None]
+        self.pointwise.bias = merged.bias
+        near, far = _folded(adapter.branch2[1]), _folded(adapter.branch3[1])
+        self.spatial = nn.Conv2d(sum(thin), near.out_channels + far.out_channels, 5, padding=2)
+        weight = torch.zeros_like(self.spatial.weight)
+        weight[: near.out_channels, : thin[0], 1:4, 1:4] = near.weight
+        weight[near.out_channels :, thin[0] :] = far.weight
+        self.spatial.weight.data = weight
+        self.spatial.bias.data = torch.cat([near.bias, far.bias])
+
+    def forward(self, x: Tensor) -> Tensor:
+        down = functional.relu(self.down(x))
+        half, thin = functional.relu(self.pointwise(down)).split(self.widths, 1)
+        return self.up(torch.cat([half, functional.relu(self.spatial(thin))], 1) + down)
+
+
 class _PlainAttention(nn.Module):
     """`nn.MultiheadAttention` in plain products, whose trace leaves the batch free."""
 
@@ -176,12 +201,13 @@ class _HalfLiteBranch(nn.Module):
             self.side = branch.side
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return functional.normalize(pooled @ self.weight + self.bias)
+        return unit(pooled @ self.weight + self.bias)
 
 
 # An encoder layer stands before the attention inside it.
 _REPLACED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (TokenAdapter, _FoldedTokenAdapter),
+    (MapAdapter, _FoldedMapAdapter),
     (nn.TransformerEncoderLayer, _PlainEncoderLayer),
     (nn.MultiheadAttention, _PlainAttention),
     (LiteBranch, _HalfLiteBranch),

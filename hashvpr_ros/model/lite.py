@@ -19,7 +19,7 @@ from hashvpr_ros.types import CODE_BITS
 
 TAPS = (6, 13)
 GRID = (3, 4)
-FEATURE_DIM = 512
+FEATURE_DIM = 640
 _ADAPTER_WIDTHS = (48, 64)
 # Of a descriptor: the grid of the first tap as it is, and of both with each channel normalised.
 POOLED_DIM = GRID[0] * GRID[1] * (2 * channels(TAPS[0]) + channels(TAPS[1]))
@@ -76,18 +76,24 @@ def pool(maps: Sequence[Tensor]) -> Tensor:
     image something is rather than how much of it: light and weather change the latter.
     """
     first, second = maps
-    parts = [_grid(first), _grid(_contrast(first)), _grid(_contrast(second))]
-    return functional.normalize(torch.cat([functional.normalize(p) for p in parts], 1))
+    cells, later_cells = _grid(first), _grid(second)
+    parts = [cells, _contrast(first, cells), _contrast(second, later_cells)]
+    return torch.cat([unit(p.flatten(1)) for p in parts], 1) * len(parts) ** -0.5
 
 
 def _grid(x: Tensor) -> Tensor:
-    kernel = (int(x.shape[2]) // GRID[0], int(x.shape[3]) // GRID[1])
-    return functional.avg_pool2d(x, kernel).flatten(1)
+    return functional.avg_pool2d(x, (int(x.shape[2]) // GRID[0], int(x.shape[3]) // GRID[1]))
 
 
-def _contrast(x: Tensor) -> Tensor:
-    x = x - x.mean((2, 3), keepdim=True)
-    return x / (x.square().mean((2, 3), keepdim=True) + 1e-3).sqrt()
+def _contrast(x: Tensor, cells: Tensor) -> Tensor:
+    # The cells are of one size, so that their mean is that of the map.
+    mean = cells.mean((2, 3), keepdim=True)
+    return (cells - mean) / ((x - mean).square().mean((2, 3), keepdim=True) + 1e-3).sqrt()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows [N, D] of norm 1; `functional.normalize` with two operations fewer in a graph."""
+    return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 class LiteBranch(nn.Module):
@@ -98,7 +104,7 @@ class LiteBranch(nn.Module):
         self.head = nn.Linear(POOLED_DIM, output_dim)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return functional.normalize(self.head(pooled))
+        return unit(self.head(pooled))
 
 
 class LiteFloatBranch(LiteBranch):
@@ -164,7 +170,7 @@ class LiteNetwork(nn.Module):
         return maps
 
     def branch(self, name: str, stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Feature [N, 512] of branch "float" or logits [N, 512] of "hash", L2-normalised."""
+        """Feature [N, 640] of branch "float" or logits [N, 512] of "hash", L2-normalised."""
         pooled = pool(self.float_branch.side(stages))
         output: Tensor = getattr(self, f"{name}_branch")(pooled)
         return output

@@ -1,8 +1,8 @@
 """Where the lite network's branches begin: learned whitening, and iterative quantisation.
 
 Learned whitening (Radenovic et al., TPAMI 2019, section 3.3): the covariance of the differences
-within places is whitened, then the principal axes of the result are kept. ITQ (Gong et al., TPAMI
-2013): the rotation after whose signs least is lost. In float64, with fixed seeds.
+within places is whitened, here by half, then the principal axes of the result are kept. ITQ (Gong
+et al., TPAMI 2013): the rotation after whose signs least is lost. In float64, with fixed seeds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from hashvpr_ros.model.lite import FEATURE_DIM, LiteNetwork, pool
 from hashvpr_ros.types import CODE_BITS
 
 SHRINKAGE = 1.0  # of the within-place covariance towards a multiple of the identity
+# How far that covariance is undone: 1 whitens, 0 leaves it as it is. What differs between months
+# at one place also tells the places of one building apart (docs/lite_model.md).
+_POWER = 0.5
 _PRINCIPAL = 900  # axes kept before whitening
 _ITQ_ITERATIONS = 50
 
@@ -50,7 +53,7 @@ def learn_start(
 def learn_whitening(
     pooled: Tensor, labels: Tensor, dim: int = FEATURE_DIM
 ) -> tuple[Tensor, Tensor]:
-    """A linear layer that whitens what differs within places.
+    """A linear layer that whitens, by half, what differs within places.
 
     Args:
         pooled: descriptors, [n, P].
@@ -73,7 +76,7 @@ def learn_whitening(
     ]
     within = torch.stack(differences) @ axes
     values, vectors = torch.linalg.eigh(within.T @ within / len(within))
-    scale = (values.clamp(min=0) + SHRINKAGE * values.mean()).rsqrt()
+    scale = (values.clamp(min=0) + SHRINKAGE * values.mean()).pow(-_POWER / 2)
     whiten = axes @ (vectors * scale) @ vectors.T
     _, _, principal = torch.linalg.svd((x - mean) @ whiten, full_matrices=False)
     weight = (whiten @ principal[:dim].T).T
@@ -89,12 +92,15 @@ def learn_code(features: Tensor) -> Tensor:
     """ITQ: the rotation [512, D] of centred features after whose signs least of them is lost.
 
     Args:
-        features: [n, D], D at most 512.
+        features: [n, D].
     """
     x = functional.normalize(features.double())
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(CODE_BITS, x.shape[1], generator=generator, dtype=torch.float64)
-    rotation = torch.linalg.qr(start)[0].T  # orthonormal rows, [D, 512]
+    # Orthonormal along the shorter of its sides, [D, 512].
+    rotation = (
+        torch.linalg.qr(start)[0].T if len(start) >= x.shape[1] else torch.linalg.qr(start.T)[0]
+    )
     for _ in range(_ITQ_ITERATIONS):
         signs = torch.where(x @ rotation >= 0, 1.0, -1.0).double()
         u, _, vh = torch.linalg.svd(x.T @ signs, full_matrices=False)

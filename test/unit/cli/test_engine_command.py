@@ -50,7 +50,7 @@ def test_build_with_the_double_and_info(run, world, tiny_model, tmp_path):
 def test_info_of_the_lite_model(run, tmp_path):
     facts = well(run("engine", "info", default_model_path(), "--json", tmp_path / "facts.json"))
     values = strict_json(tmp_path / "facts.json")
-    assert values["name"] == "hashvpr_lite" and values["feature_dim"] == 512
+    assert values["name"] == "hashvpr_lite" and values["feature_dim"] == 640
     assert values["operators_tensorrt_8_lacks"] == values["operators_tensorrt_10_lacks"] == []
     assert values["uint8_that_tensorrt_refuses"] == []
     assert "MatMul" in values["operators"] and "fingerprint" in facts

@@ -29,7 +29,7 @@ def test_a_map_from_images(run, images, built, tmp_path):
     assert (info["keyframes"], info["with_pose"], info["with_thumbnail"]) == (4, 0, 4)
     assert info["cameras"] == ["camera"] and info["model_name"] == "hashvpr_lite"
     assert [(s["name"], s["keyframes"]) for s in info["sessions"]] == [("first", 4)]
-    assert (info["feature_dim"], len(info["fingerprint"])) == (512, 64)
+    assert (info["feature_dim"], len(info["fingerprint"])) == (640, 64)
     assert info["file_bytes"] == built.stat().st_size
     out = well(run("map", "info", built))
     for words in (r"keyframes +4", r"hashvpr_lite " + info["fingerprint"][:12], r"first: 4 key"):
@@ -365,7 +365,7 @@ def test_export(run, built, bag, tmp_path):
     refused(run("map", "export", built, out, "--format", "npz"), out, "exists")
     well(run("map", "export", built, out, "--format", "npz", "--overwrite"))
     with np.load(out) as found:
-        assert found["features"].shape == (4, 512) and np.isnan(found["poses"]).all()
+        assert found["features"].shape == (4, 640) and np.isnan(found["poses"]).all()
     refused(run("map", "export", built, tmp_path / "no", "--format", "tum"), built, "no poses")
     refused(run("map", "export", built, out, "--format", "pcd"), "--format")
     well(run("map", "build", posed, "--bag", bag, "--image-topic", IMAGE_TOPIC, "--pose-topic",
@@ -381,7 +381,7 @@ def test_reembed(run, images, built, tiny_model, tmp_path):
         for thumbnail in (None, b"no jpeg", None):
             place_map.add(
                 camera="c", stamp_ns=5, pose=Pose((1.0, 2.0, 3.0)), thumbnail=thumbnail,
-                descriptor=Descriptor(np.zeros(64, np.uint8), np.zeros(512, np.float32)),
+                descriptor=Descriptor(np.zeros(64, np.uint8), np.zeros(640, np.float32)),
             )  # fmt: skip
     before = built.read_bytes()
     done = well(run("map", "reembed", built, out, "--engine", model, "--json", told))
