@@ -19,7 +19,7 @@ _CALIBRATION_BATCH = 4
 _LARGE = 100_000  # elements
 # Of a network of depthwise convolutions, its stem and three blocks, whose channels differ so much
 # in range that they spoil all that follows: of the lite model's bits 89 % stay equal with them in
-# int8, and 98 % without (Corridor's queries; on an EPYC core 1.4 times as fast as fp32, both).
+# int8, and 98 % without (version 2 of it, Corridor's queries).
 _FIRST_CONVOLUTIONS = 9
 
 # Operators that stay in float32 at fp16. The squares inside a ViT's LayerNorm, the sums of its

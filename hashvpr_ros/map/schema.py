@@ -215,7 +215,8 @@ def check_meta(have: dict[str, str], want: dict[str, str], path: Path) -> None:
                 f"{path}: made by model {have.get('model_name') or 'unnamed'} "
                 f"({have['fingerprint'][:12]}, {dim}-d), but the engine is "
                 f"{want.get('model_name') or 'unnamed'} ({want.get('fingerprint', '')[:12]}, "
-                f"{want.get('feature_dim') or '?'}-d); give that model's engine or another map"
+                f"{want.get('feature_dim') or '?'}-d); give that model's engine or "
+                "another map, or make one of it by `hashvpr map reembed`"
             )
 
 

@@ -55,9 +55,8 @@ class FilterSettings:
 
     spacing_m: float = 0.5  # between keyframes of the map, as `keyframes.min_distance_m`,
     spacing_rad: float = 0.35  # or turn between them, as `keyframes.min_angle_rad`
-    keyframes_per_s: float = 1.0  # passed, where there is no odometry
     # Variance of the keyframes passed over their mean, less 1: the map may be half or twice as
-    # dense as set; without odometry the speed is not known either.
+    # dense as set; what images say of motion is coarser than odometry.
     spread: float = 0.5
     spread_without_odometry: float = 2.0
     turn_back: float = 0.005  # for each keyframe passed
@@ -92,15 +91,12 @@ class FilterSettings:
 
 @dataclass(frozen=True)
 class Motion:
-    """How the robot has moved from one image to the next.
-
-    Without odometry only the images tell that a robot stands still: leave out of `elapsed_s` the
-    time in which the view did not change.
-    """
+    """How the robot has moved from one image to the next."""
 
     elapsed_s: float
     distance_m: float | None = None  # travelled, from odometry; None, negative or NaN: none
     turned_rad: float = 0.0  # from odometry
+    keyframes: float = 0.0  # passed as the images say, where there is no odometry
 
 
 class BestPlace(NamedTuple):
@@ -146,6 +142,11 @@ class PlaceFilter:
         """Ids of the keyframes that are held, ascending, int64 [n]."""
         return self._ids.copy()
 
+    @property
+    def sessions(self) -> NDArray[np.int64]:
+        """Their sessions, int64 [n]."""
+        return self._sessions.copy()
+
     def belief(self, ids: NDArray[np.integer]) -> NDArray[np.float64]:
         """Probabilities of keyframes, float64 [k]; 0 for those that are not held.
 
@@ -158,16 +159,18 @@ class PlaceFilter:
         return np.where(self._ids[place] == asked, self._mass.sum(0)[place], 0.0)
 
     def around(
-        self, ids: NDArray[np.integer], near_keyframes: int | None = None
+        self, ids: NDArray[np.integer] | None = None, near_keyframes: int | None = None
     ) -> NDArray[np.float64]:
         """Probabilities of the places that keyframes show, float64 [k].
 
         A place is a keyframe with the near ones of its session; those of several may overlap.
 
         Args:
-            ids: of the keyframes, [k].
+            ids: of the keyframes, [k]; None: all that are held.
             near_keyframes: which are near; None: as the settings say.
         """
+        if ids is None:
+            return self._around(self._ids, self._sessions, near_keyframes)
         asked = np.asarray(ids, np.int64)
         sessions = np.asarray(self._sessions_of(asked), np.int64)
         return self._around(asked, sessions, near_keyframes)
@@ -206,8 +209,7 @@ class PlaceFilter:
             if math.isfinite(motion.turned_rad):
                 advance = max(advance, abs(motion.turned_rad) / settings.spacing_rad)
         else:
-            advance = motion.elapsed_s * settings.keyframes_per_s
-            spread = settings.spread_without_odometry
+            advance, spread = motion.keyframes, settings.spread_without_odometry
         if not (motion.elapsed_s >= 0.0 and advance <= settings.max_advance):
             self.reset()
             return

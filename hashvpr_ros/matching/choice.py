@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashvpr_ros.matching.distinct import SamePlaces, show_one_place
 from hashvpr_ros.matching.finder import Finder, Found
@@ -26,7 +27,7 @@ class Choice:
 def choose(
     descriptor: Descriptor,
     found: Found,
-    possible: Sequence[int],
+    sessions: NDArray[np.integer],
     places: Sequence[Place],
     finder: Finder,
     same: SamePlaces,
@@ -37,20 +38,21 @@ def choose(
     Args:
         descriptor: of the image.
         found: candidates, by the finder.
-        possible: ranks of the candidates where the robot may be, ascending.
+        sessions: of the candidates, [k], as the filter has them; negative: it cannot be there.
         places: that the filter believes in, best first.
         same: stretches of the map that are one place.
         count: at most, but for those of the filter.
     """
     ranked = found.ranked
+    possible = np.flatnonzero(sessions >= 0).tolist()
     chosen: list[Choice] = []
 
     def is_new(keyframe: Keyframe) -> bool:
         return not any(show_one_place(keyframe, other.keyframe, same) for other in chosen)
 
-    numbers = found.places[possible]
+    numbers, sessions = found.places[possible], sessions[possible]
     for place in places:
-        near = (numbers >= place.first) & (numbers <= place.last)
+        near = (numbers >= place.first) & (numbers <= place.last) & (sessions == place.session)
         if not near.any():  # perhaps on another lap
             near = finder.at_first(np.append(place.number, numbers))[1:]
         if near.any():

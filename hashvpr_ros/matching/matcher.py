@@ -274,20 +274,20 @@ class Matcher:
             for camera, descriptor in descriptors.items()
         }
         started = time.perf_counter()
-        possible = {camera: self._sessions_of(f.places) >= 0 for camera, f in found.items()}
+        sessions = {camera: self._sessions_of(f.places) for camera, f in found.items()}
         filtering = track if matching.temporal in ("filter", "both") else None
         places: Sequence[Place] = ()
         if filtering is not None:
             for camera, f in found.items():
                 if len(f.places):
                     ratios = likelihood_ratios(f.similarities, self._finder.others(f.places))
-                    here = possible[camera]
+                    here = sessions[camera] >= 0
                     filtering.update(camera, f.places[here], ratios[here])
             places = filtering.places(count, self.odometer.positions)
         matched = {}
         for camera, descriptor in descriptors.items():
             matched[camera] = self._conclude(
-                camera, descriptor, found[camera], possible[camera], track, places, count
+                camera, descriptor, found[camera], sessions[camera], track, places, count
             )
         matched = vote(matched, self._same_places)
         temporal_ms = 1e3 * (time.perf_counter() - started) / len(matched)
@@ -295,7 +295,7 @@ class Matcher:
             camera: replace(
                 m,
                 temporal_ms=temporal_ms,
-                entries=self._entries(found[camera], possible[camera], m, filtering),
+                entries=self._entries(found[camera], sessions[camera] >= 0, m, filtering),
             )
             for camera, m in matched.items()
         }
@@ -305,7 +305,7 @@ class Matcher:
         camera: str,
         descriptor: Descriptor,
         found: Found,
-        possible: NDArray[np.bool_],
+        sessions: NDArray[np.integer],
         track: Track | None,
         places: Sequence[Place],
         count: int,
@@ -315,9 +315,8 @@ class Matcher:
         if not found.candidates:
             reason = Reason.MAP_EMPTY if len(self.map) == 0 else Reason.NO_CANDIDATE
         else:
-            ranks = np.flatnonzero(possible).tolist()
             chosen = choose(
-                descriptor, found, ranks, places, self._finder, self._same_places, count
+                descriptor, found, sessions, places, self._finder, self._same_places, count
             )
             hypotheses = tuple(
                 self._weigh(camera, descriptor, found, track, each) for each in chosen

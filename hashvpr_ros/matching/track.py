@@ -20,9 +20,8 @@ from hashvpr_ros.matching.sequence import MAX_GAP_NS, NEW_VIEW_BITS, SequenceMem
 
 # Without odometry an image is a witness of its own when its code differs by this much from that of
 # the last one that counted, some two or three metres in a street: views that overlap more err
-# alike. The robot has moved by NEW_VIEW_BITS, and stands still below what a decimetre changes.
+# alike.
 _OWN_VIEW_BITS = 96
-_STILL_BITS = 30
 # With odometry, one this far away, in metres and radians.
 _OWN_VIEW = 2.0, 1.4
 _HEAVIEST = 16  # keyframes whose place's belief is added up
@@ -41,6 +40,7 @@ class Place:
 
     number: int  # `Keyframe.place`
     mass: float  # belief that the robot is there, 0 to 1
+    session: int  # as the filter has it
     # The stretch: places so near to it, or so likely beside it, that the image may show them.
     first: int
     last: int
@@ -53,8 +53,9 @@ class _Witness:
         self.views = SequenceMemory(length)
         self.weight: float | None = None  # of its present image, 0 to 1
         self.moved = 0.0  # since its last image that counted, as a share of an own view
-        self.counted_code: NDArray[np.uint8] | None = None  # without odometry, of that image
-        self.moved_code: NDArray[np.uint8] | None = None  # without odometry, when it last moved
+        # Without odometry: codes of the image that was a witness last, and when the belief moved.
+        self.counted_code: NDArray[np.uint8] | None = None
+        self.moved_code: NDArray[np.uint8] | None = None
 
 
 class Track:
@@ -73,8 +74,9 @@ class Track:
         self.filter = PlaceFilter(sessions_of, FilterSettings(self._spacing_m, spacing_rad))
         self._witnesses: dict[str, _Witness] = {}
         self._last_ns: int | None = None  # of the last images
-        # Without odometry, since when the belief is to be moved.
-        self._moved_ns: int | None = None
+        self._min_period_ns = round(1e9 * keyframes.min_period_s)
+        self._moved_ns: int | None = None  # without odometry, when the belief moved last
+        self._guessed_m = 0.0  # moved without odometry since there was any
 
     def views(self, camera: str) -> SequenceMemory:
         """What a camera has seen of late."""
@@ -110,14 +112,16 @@ class Track:
                 witness.counted_code = witness.moved_code = None
         if moved is not None and last_ns is not None:
             self._follow((stamp_ns - last_ns) / 1e9, *moved, spacing_m)
-            self._moved_ns = stamp_ns  # should odometry fail from now on
-            for camera in codes:
+            for camera, code in codes.items():
                 witness = self._witnesses[camera]
+                witness.moved_code = witness.counted_code = (
+                    code  # should odometry fail from now on
+                )
                 witness.weight = min(1.0, witness.moved)
                 if witness.weight >= LEAST_SHARE:
                     witness.moved = 0.0
         else:
-            self._guess(stamp_ns, codes)
+            self._guess(stamp_ns, codes, spacing_m)
         # Images of one instant have light, blur and the robot's place in common: two are more
         # than one witness, and less than two.
         for camera in codes:
@@ -132,28 +136,39 @@ class Track:
         # Places pass more slowly where they are further apart; how far apart two views must be to
         # be two witnesses is a matter of metres.
         wider = max(1.0, (spacing_m or 0.0) / self._spacing_m)
-        self.filter.predict(Motion(elapsed_s, metres / wider, radians / wider))
+        # After images without a pose this is the way since the last that had one.
+        left_m = max(0.0, metres - self._guessed_m)
+        self._guessed_m = 0.0
+        self.filter.predict(Motion(elapsed_s, left_m / wider, radians / wider))
         share = max(metres / _OWN_VIEW[0], radians / _OWN_VIEW[1])
         for witness in self._witnesses.values():
             witness.moved += share
 
-    def _guess(self, stamp_ns: int, codes: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Move the belief by time, as far as the images differ from those before."""
-        moved, stands = self._moved_ns is None, True
+    def _guess(
+        self, stamp_ns: int, codes: Mapping[str, NDArray[np.uint8]], spacing_m: float | None
+    ) -> None:
+        """Move the belief by what the images show: one keyframe where a mapper would make one.
+
+        So neither how long the robot stands nor how many images or cameras it has counts. It has
+        moved by NEW_VIEW_BITS, as keyframes are some half a metre apart: noise alone makes 40.
+        """
+        changed = False
         for camera, code in codes.items():
             witness = self._witnesses[camera]
-            change = _bits(witness.moved_code, code)
-            stands &= change < _STILL_BITS
-            if change >= NEW_VIEW_BITS:
-                moved |= witness.moved_code is not None  # a new camera says nothing of motion
+            if witness.moved_code is None:
                 witness.moved_code = code
+            changed |= _bits(witness.moved_code, code) >= NEW_VIEW_BITS
             witness.weight = 0.0
-            if _bits(witness.counted_code, code) >= _OWN_VIEW_BITS:
+            if witness.counted_code is None or _bits(witness.counted_code, code) >= _OWN_VIEW_BITS:
                 witness.weight, witness.counted_code = 1.0, code
-        if moved and self._moved_ns is not None:
-            self.filter.predict(Motion((stamp_ns - self._moved_ns) / 1e9))
-        if moved or stands:
+        if self._moved_ns is None:
             self._moved_ns = stamp_ns
+        if changed and stamp_ns - self._moved_ns >= self._min_period_ns:
+            self.filter.predict(Motion(0.0, keyframes=1.0))
+            self._guessed_m += max(self._spacing_m, spacing_m or 0.0)
+            self._moved_ns = stamp_ns
+            for camera, witness in self._witnesses.items():
+                witness.moved_code = codes.get(camera)  # another one has seen the same motion
 
     def update(
         self, camera: str, places: NDArray[np.integer], ratios: NDArray[np.float64]
@@ -182,9 +197,9 @@ class Track:
             positions_of: metres, [n, 3], of places by number, NaN where not known: those that are
                 near are one place, whose belief adds up over the laps of a robot.
         """
-        ids = self.filter.support
-        own, around = self.filter.belief(ids), self.filter.around(ids)
-        view = self.filter.around(ids, _SAME_VIEW_PLACES)
+        ids, sessions = self.filter.support, self.filter.sessions
+        own, around = self.filter.belief(ids), self.filter.around()
+        view = self.filter.around(near_keyframes=_SAME_VIEW_PLACES)
         positions = positions_of(ids)
         known = not np.isnan(positions).all()
         if known:
@@ -199,17 +214,23 @@ class Track:
             best = int(heaviest[np.argmax(own[heaviest])])
             if around[best] <= 0.0:
                 break
-            gone = np.abs(ids - ids[best]) < NEAR_KEYFRAMES
-            stretch = ids[gone & (view >= _AS_LIKELY * view[best])]
-            first = min(ids[best] - _SAME_VIEW_PLACES, stretch.min())
-            last = max(ids[best] + _SAME_VIEW_PLACES, stretch.max())
-            found.append(Place(int(ids[best]), float(around[best]), int(first), int(last)))
+            gone = (np.abs(ids - ids[best]) < NEAR_KEYFRAMES) & (sessions == sessions[best])
+            as_likely = view >= _AS_LIKELY * view[best]
+            stretch = ids[gone & as_likely & (around > 0.0)]  # an earlier one has taken the rest
+            found.append(
+                Place(
+                    int(ids[best]),
+                    float(around[best]),
+                    int(sessions[best]),
+                    int(min(ids[best] - _SAME_VIEW_PLACES, stretch.min())),
+                    int(max(ids[best] + _SAME_VIEW_PLACES, stretch.max())),
+                )
+            )
             if known:
                 gone |= np.linalg.norm(positions - positions[best], axis=1) <= 2 * NEAR_M
             around[gone] = 0.0
         return found
 
 
-def _bits(before: NDArray[np.uint8] | None, code: NDArray[np.uint8]) -> int:
-    """By how many bits codes differ; from none by all."""
-    return 8 * len(code) if before is None else int(np.unpackbits(before ^ code).sum())
+def _bits(before: NDArray[np.uint8], code: NDArray[np.uint8]) -> int:
+    return int(np.unpackbits(before ^ code).sum())

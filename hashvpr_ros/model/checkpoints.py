@@ -151,7 +151,8 @@ def check_fit(path: str | Path, want: Mapping[str, Tensor], state: Mapping[str, 
             problems.append(f"{what}: {', '.join(keys[:4])}{more}")
     if problems:
         raise CheckpointError(
-            f"{path}: does not fit the network ({'; '.join(problems)}); give a checkpoint of it"
+            f"{path}: does not fit the network ({'; '.join(problems)}); give a checkpoint of it, "
+            "trained by this version"
         )
 
 

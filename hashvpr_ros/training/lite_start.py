@@ -19,7 +19,7 @@ from hashvpr_ros.types import CODE_BITS
 SHRINKAGE = 1.0  # of the within-place covariance towards a multiple of the identity
 # How far that covariance is undone: 1 whitens, 0 leaves it as it is. What differs between months
 # at one place also tells the places of one building apart (docs/lite_model.md).
-_POWER = 0.5
+_WHITENING_POWER = 0.5
 _PRINCIPAL = 900  # axes kept before whitening
 _ITQ_ITERATIONS = 50
 
@@ -76,7 +76,7 @@ def learn_whitening(
     ]
     within = torch.stack(differences) @ axes
     values, vectors = torch.linalg.eigh(within.T @ within / len(within))
-    scale = (values.clamp(min=0) + SHRINKAGE * values.mean()).pow(-_POWER / 2)
+    scale = (values.clamp(min=0) + SHRINKAGE * values.mean()).pow(-_WHITENING_POWER / 2)
     whiten = axes @ (vectors * scale) @ vectors.T
     _, _, principal = torch.linalg.svd((x - mean) @ whiten, full_matrices=False)
     weight = (whiten @ principal[:dim].T).T

@@ -56,7 +56,7 @@ def retrace(places, rng, start, count, advance):
 
 
 @pytest.mark.parametrize(("advance", "least"), [(1.0, 0.9), (-1.0, 0.9), (0.6, 0.9), (-1.4, 0.5)])
-@pytest.mark.parametrize("motion", [STEP, Motion(1.0)], ids=["odometry", "time"])
+@pytest.mark.parametrize("motion", [STEP, Motion(1.0, keyframes=1.0)], ids=["odometry", "images"])
 def test_a_retrace_is_followed_though_3_of_10_images_mislead(advance, least, motion):
     places, rng = new_filter(), np.random.default_rng(3)
     right, masses = [], []
@@ -210,7 +210,13 @@ def test_support_is_bounded_in_a_large_map():
 
 
 def test_a_jump_in_time_is_a_reset():
-    for motion in (Motion(-0.1), Motion(-0.1, 0.5), Motion(1e9), Motion(math.nan), Motion(1, 1e9)):
+    for motion in (
+        Motion(-0.1),
+        Motion(-0.1, 0.5),
+        Motion(1.0, keyframes=1e9),
+        Motion(math.nan),
+        Motion(1, 1e9),
+    ):
         places = new_filter()
         retrace(places, np.random.default_rng(11), 20_500, 20, 1.0)
         places.predict(motion)
@@ -229,7 +235,12 @@ def test_who_is_parked_for_a_night_knows_by_odometry_where():
 HOSTILE_IDS = [[], [5], [5, 5, 5], [1, PLACES], list(range(1, 40)), [-7, 0, 2**31 - 1]]
 HOSTILE = [0.0, -1.0, 1e300, math.inf, -math.inf, math.nan, 1.0]
 MOTIONS = [Motion(0.0), Motion(0.0, 0.0), Motion(1.0, -3.0), Motion(1.0, math.nan)]
-MOTIONS += [Motion(1.0, 1.0, math.nan), Motion(16.0), Motion(1.0, 15.9), Motion(1e-9, 1e-9)]
+MOTIONS += [
+    Motion(1.0, 1.0, math.nan),
+    Motion(1.0, keyframes=16.0),
+    Motion(1.0, 15.9),
+    Motion(1e-9, 1e-9),
+]
 
 
 def test_hostile_input_leaves_a_belief():

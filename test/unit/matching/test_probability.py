@@ -5,7 +5,12 @@ import itertools
 import pytest
 
 from hashvpr_ros.engine.factory import create_engine
-from hashvpr_ros.matching.probability import BUILT_IN_CURVE, FULL_SUPPORT, ProbabilityModel
+from hashvpr_ros.matching.probability import (
+    _ALIKE,
+    BUILT_IN_CURVE,
+    FULL_SUPPORT,
+    ProbabilityModel,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,9 @@ def test_a_run_makes_a_small_distinctness_sure_and_none_at_all_unlikely(lite):
 
 def test_with_odometry_a_run_may_be_alike_elsewhere_but_not_less_alike_here(lite):
     """What is the same elsewhere differs by its light; what is less alike is another place."""
-    sure = [lite.over_time(0.99, 0.9, d, by_odometry=True) for d in (0.1, 0.0, -0.03, -0.1, -0.2)]
+    limit = _ALIKE / lite.slope
+    distinct = (0.1, 0.0, 0.99 * limit, 2.5 * limit, 5.0 * limit)
+    sure = [lite.over_time(0.99, 0.9, d, by_odometry=True) for d in distinct]
     assert sure[0] == sure[1] == sure[2] > 0.99
     assert sure[2] > sure[3] > sure[4]
     assert sure[3] < 0.9
