@@ -154,6 +154,7 @@ def test_live_ones_take_effect_at_the_next_image(node):
     assert node.set("matching.min_sequence_support", 1.0).successful
     assert show(101).reason == "no_sequence_support"
     assert node.set("matching.min_sequence_support", 0.0).successful
+    assert node.set("matching.target_precision", 0.5).successful
     assert show(101).reason == "accepted"
     assert node.set("matching.target_precision", 1.0).successful
     assert show(102).reason == "below_target"

@@ -92,7 +92,7 @@ def test_a_closure_with_another_robot_can_be_rejected(robots, tmp_path):
         ({"model_fingerprint": "ab" * 32}, "made by model"),
         ({"feature_encoding": 7}, "no feature_encoding 7"),
         ({"feature": array.array("B", b"123")}, "which are not"),
-        ({"feature": array.array("B", b"\xff" * 1024)}, "has the length nan"),
+        ({"feature": array.array("B", b"\xff" * 2 * 640)}, "has the length nan"),
         ({"camera": "c" * 256}, "its camera has 256 characters"),
     ],
 )
