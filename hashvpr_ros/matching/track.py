@@ -108,15 +108,15 @@ class Track:
         if last_ns is not None and not 0 <= stamp_ns - last_ns <= MAX_GAP_NS:
             self.filter.reset()
             self._moved_ns = last_ns = None
+            self._guessed_m = 0.0
             for witness in self._witnesses.values():
                 witness.counted_code = witness.moved_code = None
         if moved is not None and last_ns is not None:
             self._follow((stamp_ns - last_ns) / 1e9, *moved, spacing_m)
             for camera, code in codes.items():
                 witness = self._witnesses[camera]
-                witness.moved_code = witness.counted_code = (
-                    code  # should odometry fail from now on
-                )
+                # Should odometry fail from now on.
+                witness.moved_code = witness.counted_code = code
                 witness.weight = min(1.0, witness.moved)
                 if witness.weight >= LEAST_SHARE:
                     witness.moved = 0.0
