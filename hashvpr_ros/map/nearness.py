@@ -23,5 +23,5 @@ class Nearness:
 
 
 def bits_apart(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Hamming distances of codes, [n, 64] and [n, 64] or [64]: int32 [n]."""
-    return _BITS[(a ^ b).view(np.uint16)].sum(axis=1, dtype=np.int32)
+    """Hamming distances of codes, [..., 64] and [..., 64] or [64]: int32 [...]."""
+    return np.asarray(_BITS[(a ^ b).view(np.uint16)].sum(axis=-1, dtype=np.int32))

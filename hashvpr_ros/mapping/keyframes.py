@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.config import KeyframeConfig
+from hashvpr_ros.map.nearness import bits_apart
 from hashvpr_ros.poses import turned_rad
 from hashvpr_ros.types import Pose
 
@@ -48,8 +49,7 @@ class KeyframeSelector:
             return False
         if 0 < self.config.max_period_s <= elapsed_s:
             return True
-        novelty_bits = int(np.unpackbits(code ^ last_code).sum())
-        return novelty_bits >= self.config.min_novelty_bits
+        return bool(bits_apart(code, last_code) >= self.config.min_novelty_bits)
 
     def added(self, stamp_ns: int, pose: Pose | None, code: NDArray[np.uint8]) -> None:
         """Remember the keyframe that the next ones are compared with."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.map.nearness import bits_apart
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.distinct import (
     MIN_OTHER_PLACES,
@@ -125,7 +126,7 @@ class Finder:
         ids = self._map.views_of(place)
         similarities = self._map.features(ids) @ descriptor.feature
         best = ids[[int(np.argmax(similarities))]]
-        distance = int(np.unpackbits(self._map.codes_of(best)[0] ^ descriptor.code).sum())
+        distance = int(bits_apart(self._map.codes_of(best)[0], descriptor.code))
         return self._map.keyframes(best)[0], distance, float(similarities.max())
 
     def others(self, places: NDArray[np.int64]) -> NDArray[np.bool_] | None:

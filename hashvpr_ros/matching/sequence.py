@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.map.nearness import bits_apart
 from hashvpr_ros.types import Keyframe
 
 # A view counts only when its code differs by this much from the one before, about half a metre in
@@ -97,7 +98,7 @@ class SequenceMemory:
     def _is_new(self, code: NDArray[np.uint8]) -> bool:
         if not self._views:
             return True
-        return int(np.unpackbits(self._views[-1].code ^ code).sum()) >= NEW_VIEW_BITS
+        return bool(bits_apart(self._views[-1].code, code) >= NEW_VIEW_BITS)
 
     def add(
         self,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.config import KeyframeConfig
+from hashvpr_ros.map.nearness import bits_apart
 from hashvpr_ros.matching.bayes import LEAST_SHARE, FilterSettings, Motion, PlaceFilter, SessionsOf
 from hashvpr_ros.matching.distinct import NEAR_KEYFRAMES, NEAR_M
 from hashvpr_ros.matching.sequence import MAX_GAP_NS, NEW_VIEW_BITS, SequenceMemory
@@ -51,7 +52,7 @@ class _Witness:
 
     def __init__(self, length: int) -> None:
         self.views = SequenceMemory(length)
-        self.weight: float | None = None  # of its present image, 0 to 1
+        self.weight = 0.0  # of its present image, 0 to 1
         self.moved = 0.0  # since its last image that counted, as a share of an own view
         # Without odometry: codes of the image that was a witness last, and when the belief moved.
         self.counted_code: NDArray[np.uint8] | None = None
@@ -94,7 +95,8 @@ class Track:
         Args:
             stamp_ns: of the images.
             codes: of the images by camera.
-            moved: metres and radians since the last image, None where there is no odometry.
+            moved: metres and radians since the last image with a pose, None where there is no
+                odometry.
             spacing_m: between keyframes of the map, where it is known to be more than asked for:
                 fast robots and slow cameras make fewer.
         """
@@ -125,9 +127,7 @@ class Track:
         # Images of one instant have light, blur and the robot's place in common: two are more
         # than one witness, and less than two.
         for camera in codes:
-            witness = self._witnesses[camera]
-            if witness.weight is not None:
-                witness.weight /= math.sqrt(len(codes))
+            self._witnesses[camera].weight /= math.sqrt(len(codes))
 
     def _follow(
         self, elapsed_s: float, metres: float, radians: float, spacing_m: float | None
@@ -157,9 +157,10 @@ class Track:
             witness = self._witnesses[camera]
             if witness.moved_code is None:
                 witness.moved_code = code
-            changed |= _bits(witness.moved_code, code) >= NEW_VIEW_BITS
+            changed |= bool(bits_apart(witness.moved_code, code) >= NEW_VIEW_BITS)
             witness.weight = 0.0
-            if witness.counted_code is None or _bits(witness.counted_code, code) >= _OWN_VIEW_BITS:
+            counted = witness.counted_code
+            if counted is None or bits_apart(counted, code) >= _OWN_VIEW_BITS:
                 witness.weight, witness.counted_code = 1.0, code
         if self._moved_ns is None:
             self._moved_ns = stamp_ns
@@ -230,7 +231,3 @@ class Track:
                 gone |= np.linalg.norm(positions - positions[best], axis=1) <= 2 * NEAR_M
             around[gone] = 0.0
         return found
-
-
-def _bits(before: NDArray[np.uint8], code: NDArray[np.uint8]) -> int:
-    return int(np.unpackbits(before ^ code).sum())
