@@ -174,7 +174,7 @@ def test_whitening_suppresses_what_differs_within_places():
         y = torch.nn.functional.normalize(y)
         return float(((y[:40] @ y[40:].T).argmax(1) == torch.arange(40)).float().mean())
 
-    assert found(x) < 0.9 and found(x @ weight.T + bias) > 0.9
+    assert found(x) < 0.9 and found(x @ weight.T + bias) > 0.94
     assert float((x @ weight.T + bias).norm(dim=1).mean()) == pytest.approx(1.0, abs=0.05)
 
 
