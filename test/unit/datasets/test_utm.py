@@ -1,7 +1,5 @@
 """The layout of the VPR benchmarks: positions in names, the radius, what does not fit."""
 
-import time
-
 import cv2
 import numpy as np
 import pytest
@@ -105,9 +103,7 @@ def test_the_same_as_by_all_distances(small, spread):
 def test_a_hundred_thousand_references(small):
     rng = np.random.default_rng(2)
     queries, references = rng.uniform(0, 20_000, (1000, 2)), rng.uniform(0, 20_000, (100_000, 2))
-    begin = time.perf_counter()
     found = at(small, queries, references).positives()
-    assert time.perf_counter() - begin < 5  # 0.05 s on an idle core
     wanted = np.pi * 25**2 / 20_000**2 * 100_000
     assert 0.5 * wanted < np.mean([len(f) for f in found]) < 2 * wanted
 
