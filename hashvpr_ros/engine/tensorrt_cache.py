@@ -155,8 +155,8 @@ def _wait_for(descriptor: int, lock: Path, info: EngineInfo, progress: Progress)
                 f"waiting for another process that builds the TensorRT engine of {info.name}, "
                 f"{now_s - started_s:.0f} s"
             )
+            progress(sentence)  # first: it may refuse that this begins
             if not told:
                 _log.info("%s", sentence)
-            progress(sentence)
             told, last_s = True, now_s
         time.sleep(_LOOK_S)

@@ -24,7 +24,8 @@ class Steps:
 
     Args:
         what: the sentence's beginning.
-        progress: called with each sentence, about every `PERIOD_S`.
+        progress: called with each sentence, about every `PERIOD_S`; an error at the first is passed
+            on, and nothing begins.
     """
 
     def __init__(self, what: str, progress: Progress = no_progress) -> None:
@@ -67,9 +68,9 @@ class Steps:
 
     def _tell(self, log: bool = True) -> None:
         sentence = self.sentence()
+        self._progress(sentence)  # first: it may refuse that this begins
         if log:
             _log.info("%s", sentence)
-        self._progress(sentence)
 
     def monitor(self) -> Any:
         """An IProgressMonitor that keeps the phases; TensorRT 10 and later."""

@@ -102,6 +102,7 @@ def _run(node: Any, executor: Any, shut_down: type[Exception], destroyed: type[E
         while not stop.wait(1.0):
             pass
     finally:
+        node.end_soon()
         if node.building:
             _leave_a_build(node)
         executor.shutdown(timeout_sec=10.0)

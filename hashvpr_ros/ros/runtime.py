@@ -45,7 +45,8 @@ class Runtime:
     Args:
         on_images: called in the worker's thread with the images of an instant, by camera.
         on_error: called with errors of the periodic commit.
-        on_progress: told every few seconds what a long start does, from any thread.
+        on_progress: told every few seconds what goes on while an engine is built, from any
+            thread; "" once the engine is there. An error that it raises at first ends the start.
 
     Raises:
         HashVprError: engine or map cannot be loaded; nothing stays open then.
@@ -85,6 +86,7 @@ class Runtime:
     def _open(self) -> None:
         config = self.config
         self._engine = open_engine(config.engine, self._on_progress)
+        self._on_progress("")
         self.info = self._engine.info
         self._map = self.open_map(config.map.path)
         self._keep_good_copy(self._map)

@@ -54,6 +54,7 @@ class VprNode(LifecycleNode):
         self._cameras: Cameras | None = None
         self._taking = False  # images count; set before the first may come
         self._doing = ""  # what a long configure does now, for diagnostics
+        self._ending = False
         self._poses: PoseSource | None = None
         self._headings: TfHeadings | None = None
         self._peers: Peers | None = None
@@ -98,6 +99,10 @@ class VprNode(LifecycleNode):
     def building(self) -> bool:
         """Whether a configure builds an engine now, before it has opened a map."""
         return bool(self._doing)
+
+    def end_soon(self) -> None:
+        """Begin no build from now on; one that goes on already is `building`."""
+        self._ending = True
 
     def state_label(self) -> str:
         """The present lifecycle state."""
@@ -158,8 +163,16 @@ class VprNode(LifecycleNode):
         self._on_status()
 
     def _on_progress(self, sentence: str) -> None:
-        """Show what a long configure does, which is logged already; from any thread."""
+        """Show what a long configure does, which is also logged; from any thread.
+
+        Raises:
+            HashVprError: it would begin now, and the process ends.
+        """
+        begins = bool(sentence) and not self._doing
         self._doing = sentence
+        # In this order: whoever calls `end_soon` and then asks for `building` misses none.
+        if begins and self._ending:
+            raise HashVprError("the node ends")
 
     def _start_counting(self) -> None:
         self._stats.start({n: self.resolve_topic_name(t) for n, t in self._topics.items()})
