@@ -144,7 +144,8 @@ def test_a_disk_that_breaks_while_the_node_records(start, tmp_path, diagnostics)
         assert said["failures"] == "1"
         other = tmp_path / "other.vprmap"
         # Another map would cost what waits: it is refused.
-        PlaceMap.open(tmp_path / "third", late.model_fingerprint, 512).close()
+        info = PlaceMap.read_info(disk / "m.vprmap")
+        PlaceMap.open(tmp_path / "third", info.fingerprint, info.feature_dim).close()
         answer = node.call(LoadMap, "load_map", path=str(tmp_path / "third"))
         assert answer.result != answer.RESULT_OK and "its disk is read-only" in answer.message
         # A copy on another disk has all of it, and the node records there.
