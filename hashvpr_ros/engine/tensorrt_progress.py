@@ -24,8 +24,8 @@ class Steps:
 
     Args:
         what: the sentence's beginning.
-        progress: called with each sentence, about every `PERIOD_S`; an error at the first is passed
-            on, and nothing begins.
+        progress: called with each sentence, about every `PERIOD_S`; an error at the first is
+            passed on, and nothing begins.
     """
 
     def __init__(self, what: str, progress: Progress = no_progress) -> None:

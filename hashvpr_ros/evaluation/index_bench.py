@@ -26,8 +26,8 @@ from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.types import CODE_BITS, CODE_BYTES
 
 # With these, codes 1, 5, 10 and 20 keyframes apart on a drive differ by 58, 98, 118 and 130 bits,
-# those of other drives by 134 (standard deviation 16), and a query from its place by 69. The codes
-# of the lite model of rendered courses, 0.5 m a keyframe: 56, 98, 116, 128; 135 (17); 60 in another
+# those of other drives by 134 (standard deviation 16), and a query from its place by 69. Codes of
+# the lite model of rendered courses, 0.5 m a keyframe: 56, 98, 116, 128; 135 (17); 60 in another
 # light.
 _HALF_LIFE_KEYFRAMES = 4.8
 _VIEW_NOISE, _QUERY_NOISE = 0.26, 0.66
