@@ -98,8 +98,7 @@ def _run(node: Any, executor: Any, shut_down: type[Exception], destroyed: type[E
     thread = threading.Thread(target=spin, name="vpr_executor", daemon=True)
     thread.start()
     try:
-        # A wait without a timeout cannot be interrupted by a signal on every platform.
-        while not stop.wait(1.0):
+        while not stop.wait(1.0):  # without a timeout, see below
             pass
     finally:
         node.end_soon()
@@ -107,6 +106,10 @@ def _run(node: Any, executor: Any, shut_down: type[Exception], destroyed: type[E
             _leave_a_build(node)
         executor.shutdown(timeout_sec=10.0)
         thread.join(timeout=10.0)
+    # rclpy (7.1) does not wait for callbacks, whatever it is told. A wait without a timeout cannot
+    # be interrupted by a signal on every platform.
+    while not node.transition_lock.acquire(timeout=1.0):
+        pass
     if node.state_label() in ("unconfigured", "inactive", "active"):
         node.trigger_shutdown()
     node.destroy_node()
@@ -141,13 +144,14 @@ def _start_soon(node: Any) -> None:
 
     def start() -> None:
         timer.cancel()
-        try:
-            if node.state_label() == "unconfigured":
-                node.trigger_configure()
-            if node.state_label() == "inactive":
-                node.trigger_activate()
-        except Exception as e:
-            node.get_logger().error(f"autostart: {e}")
+        with node.transition_lock:
+            try:
+                if node.state_label() == "unconfigured":
+                    node.trigger_configure()
+                if node.state_label() == "inactive":
+                    node.trigger_activate()
+            except Exception as e:
+                node.get_logger().error(f"autostart: {e}")
 
     timer = node.create_timer(
         0.001, start, node.transition_group, clock=Clock(clock_type=ClockType.STEADY_TIME)

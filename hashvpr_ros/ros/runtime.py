@@ -46,7 +46,8 @@ class Runtime:
         on_images: called in the worker's thread with the images of an instant, by camera.
         on_error: called with errors of the periodic commit.
         on_progress: told every few seconds what goes on while an engine is built, from any
-            thread; "" once the engine is there. An error that it raises at first ends the start.
+            thread; "" once the engine is there. An error that it raises at first or then ends the
+            start.
 
     Raises:
         HashVprError: engine or map cannot be loaded; nothing stays open then.

@@ -62,14 +62,15 @@ def answer_while_busy(node: Any, transition_group: CallbackGroup) -> None:
     inner = change.callback
 
     def checked(request: Any, response: Any) -> Any:
-        try:
-            return inner(request, response)
-        except Exception as e:
-            wanted = request.transition.label or request.transition.id
-            node.get_logger().warning(
-                f"transition {wanted} refused in state {node.state_label()}: {e}"
-            )
-            response.success = False
-            return response
+        with node.transition_lock:
+            try:
+                return inner(request, response)
+            except Exception as e:
+                wanted = request.transition.label or request.transition.id
+                node.get_logger().warning(
+                    f"transition {wanted} refused in state {node.state_label()}: {e}"
+                )
+                response.success = False
+                return response
 
     change.callback = checked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class VprNode(LifecycleNode):
         for sentence in self._settings.unknown():
             self.get_logger().warning(sentence)
         self.transition_group = MutuallyExclusiveCallbackGroup()  # one transition at a time
+        self.transition_lock = threading.Lock()  # held by what makes one, also after the executor
         answer_while_busy(self, self.transition_group)
         Services(
             self,
@@ -101,7 +103,7 @@ class VprNode(LifecycleNode):
         return bool(self._doing)
 
     def end_soon(self) -> None:
-        """Begin no build from now on; one that goes on already is `building`."""
+        """Begin no build and open no map from now on; a build that goes on is `building`."""
         self._ending = True
 
     def state_label(self) -> str:
@@ -147,9 +149,9 @@ class VprNode(LifecycleNode):
             runtime = Runtime(config, self._on_images, self._on_failure, self._on_progress)
         finally:
             self._doing = ""
+        self._runtime = runtime
         self._watch = StampWatch()
         self._start_counting()
-        self._runtime = runtime
         now = self._settings.config()
         if now != config:  # a live parameter was set meanwhile
             runtime.set_config(now)
@@ -166,9 +168,10 @@ class VprNode(LifecycleNode):
         """Show what a long configure does, which is also logged; from any thread.
 
         Raises:
-            HashVprError: it would begin now, and the process ends.
+            HashVprError: a build would begin now, or after it a map be opened, and the process
+                ends.
         """
-        begins = bool(sentence) and not self._doing
+        begins = not sentence or not self._doing
         self._doing = sentence
         # In this order: whoever calls `end_soon` and then asks for `building` misses none.
         if begins and self._ending:

@@ -27,10 +27,8 @@ def start_with_double(start, monkeypatch, tmp_path):
     path = [str(modules), str(DOUBLE), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
 
-    def make(import_s=0.0, **parameters):
-        if import_s:
-            wait = f"import time\nprint('imports it', flush=True)\ntime.sleep({import_s})\n"
-            (modules / "tensorrt.py").write_text(wait + line)
+    def make(imported="", **parameters):
+        (modules / "tensorrt.py").write_text(imported + line)
         world = {"version": "10.3.0", "build_s": BUILD_S, **parameters.pop("world", {})}
         monkeypatch.setenv("HASHVPR_DOUBLE", json.dumps(world))
         return start(
@@ -54,7 +52,7 @@ def test_services_and_diagnostics_answer_while_the_double_builds(
     )
     assert said["node"]["level"] == 0 and " s" in said["node"]["message"]
     assert node.set("publish.descriptors", True).successful
-    for _ in range(10):
+    for _ in range(5):
         assert node.state() in ("configuring", "unconfigured")
         assert node.get("engine.tensorrt") == "auto"
         assert not node.set("engine.threads", 3).successful
@@ -96,9 +94,26 @@ def test_a_signal_ends_the_process_while_the_double_builds(start_with_double):
     assert node.stop() == 0, node.text()  # whose patience ends long before the build would
 
 
-def test_a_signal_just_before_the_double_would_build_begins_none(start_with_double):
-    node = start_with_double(import_s=2.0, autostart=True, world={"build_s": 300.0})
+SLOW = "import time\nprint('imports it', flush=True)\ntime.sleep(5.0)\n"
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        pytest.param(SLOW, id="TensorRT"),
+        pytest.param(SLOW + "raise ImportError('of another Python')\n", id="ONNX Runtime"),
+    ],
+)
+def test_a_signal_just_before_the_double_would_build_begins_none(
+    start_with_double, tmp_path, imported
+):
+    """Nor is a map opened, where it would be by ONNX Runtime instead."""
+    node = start_with_double(
+        imported, autostart=True, world={"build_s": 300.0}, map__path=str(tmp_path / "m.vprmap")
+    )
     wait_until(lambda: "imports it" in node.text(), "it is about to build")
     assert node.stop() == 0, node.text()
     assert node.logged("building TensorRT engine") == 0, node.text()
     assert node.logged("cannot configure: the node ends") == 1, node.text()
+    assert "autostart" not in node.text() and "Traceback" not in node.text()
+    assert not list(tmp_path.glob("m.vprmap*"))
