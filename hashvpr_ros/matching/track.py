@@ -106,6 +106,7 @@ class Track:
             self._witnesses[camera] = witness  # as the newest
         while len(self._witnesses) > max(_MOST_CAMERAS, len(codes)):
             del self._witnesses[next(iter(self._witnesses))]
+        spacing_m = max(self._spacing_m, spacing_m or 0.0)
         last_ns, self._last_ns = self._last_ns, stamp_ns
         if last_ns is not None and not 0 <= stamp_ns - last_ns <= MAX_GAP_NS:
             self.filter.reset()
@@ -129,13 +130,11 @@ class Track:
         for camera in codes:
             self._witnesses[camera].weight /= math.sqrt(len(codes))
 
-    def _follow(
-        self, elapsed_s: float, metres: float, radians: float, spacing_m: float | None
-    ) -> None:
+    def _follow(self, elapsed_s: float, metres: float, radians: float, spacing_m: float) -> None:
         """Move the belief by odometry."""
         # Places pass more slowly where they are further apart; how far apart two views must be to
         # be two witnesses is a matter of metres.
-        wider = max(1.0, (spacing_m or 0.0) / self._spacing_m)
+        wider = spacing_m / self._spacing_m
         # After images without a pose this is the way since the last that had one.
         left_m = max(0.0, metres - self._guessed_m)
         self._guessed_m = 0.0
@@ -145,7 +144,7 @@ class Track:
             witness.moved += share
 
     def _guess(
-        self, stamp_ns: int, codes: Mapping[str, NDArray[np.uint8]], spacing_m: float | None
+        self, stamp_ns: int, codes: Mapping[str, NDArray[np.uint8]], spacing_m: float
     ) -> None:
         """Move the belief by what the images show: one keyframe where a mapper would make one.
 
@@ -166,7 +165,7 @@ class Track:
             self._moved_ns = stamp_ns
         if changed and stamp_ns - self._moved_ns >= self._min_period_ns:
             self.filter.predict(Motion(0.0, keyframes=1.0))
-            self._guessed_m += max(self._spacing_m, spacing_m or 0.0)
+            self._guessed_m += spacing_m
             self._moved_ns = stamp_ns
             for camera, witness in self._witnesses.items():
                 witness.moved_code = codes.get(camera)  # another one has seen the same motion

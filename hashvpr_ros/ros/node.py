@@ -98,16 +98,15 @@ def _run(node: Any, executor: Any, shut_down: type[Exception], destroyed: type[E
     thread = threading.Thread(target=spin, name="vpr_executor", daemon=True)
     thread.start()
     try:
-        while not stop.wait(1.0):  # without a timeout, see below
+        # A wait without a timeout cannot be interrupted by a signal on every platform.
+        while not stop.wait(1.0):
             pass
     finally:
-        node.end_soon()
-        if node.building:
+        if node.end_soon():
             _leave_a_build(node)
         executor.shutdown(timeout_sec=10.0)
         thread.join(timeout=10.0)
-    # rclpy (7.1) does not wait for callbacks, whatever it is told. A wait without a timeout cannot
-    # be interrupted by a signal on every platform.
+    # rclpy (7.1) does not wait for callbacks, whatever it is told.
     while not node.transition_lock.acquire(timeout=1.0):
         pass
     if node.state_label() in ("unconfigured", "inactive", "active"):

@@ -97,14 +97,14 @@ class VprNode(LifecycleNode):
         """Whether the node is to take itself to active."""
         return self._settings.config().autostart
 
-    @property
-    def building(self) -> bool:
-        """Whether a configure builds an engine now, before it has opened a map."""
-        return bool(self._doing)
+    def end_soon(self) -> bool:
+        """Let a configure begin no build and open no map from now on.
 
-    def end_soon(self) -> None:
-        """Begin no build and open no map from now on; a build that goes on is `building`."""
+        Returns:
+            whether it builds an engine already, before it has opened a map.
+        """
         self._ending = True
+        return bool(self._doing)
 
     def state_label(self) -> str:
         """The present lifecycle state."""
@@ -173,7 +173,7 @@ class VprNode(LifecycleNode):
         """
         begins = not sentence or not self._doing
         self._doing = sentence
-        # In this order: whoever calls `end_soon` and then asks for `building` misses none.
+        # First said, then asked, and `end_soon` the other way round: so neither misses a build.
         if begins and self._ending:
             raise HashVprError("the node ends")
 

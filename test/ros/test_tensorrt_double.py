@@ -21,7 +21,6 @@ def start_with_double(start, monkeypatch, tmp_path):
     modules = tmp_path / "modules"
     (modules / "pycuda").mkdir(parents=True)
     line = "from tensorrt_double import install_from_environment\ninstall_from_environment()\n"
-    (modules / "tensorrt.py").write_text(line)
     for name in ("__init__.py", "driver.py"):
         (modules / "pycuda" / name).write_text("")
     path = [str(modules), str(DOUBLE), os.environ.get("PYTHONPATH", "")]
