@@ -1,4 +1,4 @@
-"""The layouts in which two traverses and their ground truth may lie on disk."""
+"""The layouts of image sets with ground truth on disk."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hashvpr_ros.datasets.base import Traverses
+from hashvpr_ros.datasets.drive import IMAGES, LOOPS, PLACES, DriveFolder, is_drive
 from hashvpr_ros.datasets.folder import check_folder
 from hashvpr_ros.datasets.nordland import FrameTraverses
 from hashvpr_ros.datasets.utm import UtmTraverses, is_utm
@@ -13,10 +14,12 @@ from hashvpr_ros.datasets.vpr_bench import GROUND_TRUTH, VprBench
 from hashvpr_ros.errors import ConfigError, DatasetError
 
 AUTO = "auto"
-LAYOUTS: dict[str, Callable[[Path], Traverses]] = {
+Dataset = Traverses | DriveFolder
+LAYOUTS: dict[str, Callable[[Path], Dataset]] = {
     "vpr-bench": VprBench,
     "utm": UtmTraverses,
     "nordland": FrameTraverses,
+    "drive": DriveFolder,
 }
 # How each is known and what it needs; the first that fits is taken. That frames correspond by
 # number cannot be seen: a VPR-Bench folder without its ground truth looks the same.
@@ -26,14 +29,15 @@ _SIGNS: dict[str, tuple[Callable[[Path], bool], str]] = {
         f"query/, ref/ and {GROUND_TRUTH}",
     ),
     "utm": (is_utm, "database/ and queries/ with images named @utm_east@utm_north@…@.jpg"),
+    "drive": (is_drive, f"{IMAGES}/ and {LOOPS} or {PLACES}"),
 }
 
 
-def open_traverses(folder: Path, layout: str = AUTO) -> Traverses:
-    """Queries, references and ground truth of a folder.
+def open_dataset(folder: Path, layout: str = AUTO) -> Dataset:
+    """Two traverses or one drive, with ground truth.
 
     Args:
-        layout: one of LAYOUTS, or "auto" to tell it by what the folder holds.
+        layout: one of LAYOUTS, or "auto" to choose it by what the folder holds.
 
     Raises:
         DatasetError: the folder is missing, fits no layout, or is malformed.
@@ -49,16 +53,35 @@ def open_traverses(folder: Path, layout: str = AUTO) -> Traverses:
         raise DatasetError(f"{folder}: cannot be read: {e.strerror}; correct it") from e
 
 
+def open_traverses(folder: Path, layout: str = AUTO) -> Traverses:
+    """Queries, references and ground truth of a folder; see `open_dataset`.
+
+    Raises:
+        DatasetError: the folder holds one drive, too.
+    """
+    dataset = open_dataset(folder, layout)
+    if isinstance(dataset, DriveFolder):
+        raise DatasetError(
+            f"{folder}: is one drive, and two traverses are needed; give a folder with queries "
+            "and references"
+        )
+    return dataset
+
+
+def layouts_of(folder: Path) -> list[str]:
+    """All layouts that a folder shows, in the order in which they are tried."""
+    return [layout for layout, (fits, _) in _SIGNS.items() if fits(folder)]
+
+
 def recognize(folder: Path) -> str:
-    """The layout of a folder, as LAYOUTS names it.
+    """The layout of a folder, as LAYOUTS names it: the first that fits.
 
     Raises:
         DatasetError: it is missing, or has none of them.
     """
     check_folder(folder)
-    for layout, (fits, _) in _SIGNS.items():
-        if fits(folder):
-            return layout
+    if layouts := layouts_of(folder):
+        return layouts[0]
     needs = ", ".join(f"{layout} needs {what}" for layout, (_, what) in _SIGNS.items())
     if (folder / "query").is_dir() and (folder / "ref").is_dir():
         raise DatasetError(

@@ -4,8 +4,15 @@ import cv2
 import numpy as np
 import pytest
 
+from hashvpr_ros.datasets.drive import LOOPS, DriveFolder
 from hashvpr_ros.datasets.nordland import FrameTraverses
-from hashvpr_ros.datasets.registry import LAYOUTS, open_traverses, recognize
+from hashvpr_ros.datasets.registry import (
+    LAYOUTS,
+    layouts_of,
+    open_dataset,
+    open_traverses,
+    recognize,
+)
 from hashvpr_ros.datasets.utm import UtmTraverses
 from hashvpr_ros.datasets.vpr_bench import GROUND_TRUTH, VprBench
 from hashvpr_ros.errors import ConfigError, DatasetError
@@ -39,6 +46,7 @@ CASES = {
     "vpr-bench": ({"truth": [GROUND_TRUTH]}, VprBench, [{1}, {0}]),
     "utm": ({"names": UTM, "parts": UTM_PARTS}, UtmTraverses, [{0}, {1}]),
     "nordland": ({}, FrameTraverses, [{0, 1}, {0, 1}]),
+    "drive": ({"parts": ["images"], "truth": [LOOPS]}, DriveFolder, [set(), {0}]),
 }
 
 
@@ -55,8 +63,12 @@ def test_a_folder_is_known_by_what_it_holds(tmp_path, layout):
     else:
         assert recognize(folder) == layout
     for asked in (layout,) if layout == "nordland" else ("auto", layout):
-        dataset = open_traverses(folder, asked)
-        assert type(dataset) is kind and dataset.positives() == positives
+        dataset = open_dataset(folder, asked)
+        assert type(dataset) is kind
+        if kind is DriveFolder:
+            assert dataset.earlier() == positives and len(dataset.images) == 2
+            continue
+        assert dataset.positives() == positives
         assert len(dataset.queries) == len(dataset.references) == 2
 
 
@@ -64,6 +76,9 @@ def test_the_layouts_where_two_might_fit(tmp_path):
     deep = make(tmp_path / "b" / "images" / "test", UTM, UTM_PARTS).parents[1]
     assert recognize(deep) == "utm"
     assert recognize(make(tmp_path / "c", UTM, truth=[GROUND_TRUTH])) == "vpr-bench"
+    both = make(make(tmp_path / "d", truth=[GROUND_TRUTH, LOOPS]), parts=["images"])
+    assert recognize(both) == "vpr-bench" and layouts_of(both) == ["vpr-bench", "drive"]
+    assert type(open_dataset(both, "drive")) is DriveFolder
     folder = make(make(tmp_path / "e", UTM, UTM_PARTS), PLAIN, UTM_PARTS)
     refused(folder, "0.jpg", "@utm_east@utm_north@")  # not taken for frames of a video
 
@@ -87,6 +102,7 @@ def test_what_fits_none_is_told_what_each_needs(tmp_path, options):
     told = (
         "vpr-bench needs query/, ref/ and ground_truth_new.npy, utm needs database/ and queries/"
     )
+    refused(folder, "drive needs images/ and loops.npy or places.npy")
     refused(folder, told, "--layout nordland", "complete the folder")
 
 
@@ -107,9 +123,14 @@ def test_a_damaged_ground_truth_is_not_passed_over(tmp_path):
 @pytest.mark.parametrize("layout", ["", "vpr_bench", "UTM"])
 def test_a_layout_that_does_not_exist(tmp_path, layout):
     with pytest.raises(
-        ConfigError, match=r"no layout '.*'.*give vpr-bench, utm, nordland or auto"
+        ConfigError, match=r"no layout '.*'.*give vpr-bench, utm, nordland, drive or auto"
     ):
         open_traverses(make(tmp_path), layout)
+
+
+def test_a_drive_is_no_pair_of_traverses(tmp_path):
+    folder = make(tmp_path, parts=["images"], truth=[LOOPS])
+    refused(folder, "is one drive", "give a folder with queries and references")
 
 
 def test_the_real_sets(data):
