@@ -1,4 +1,4 @@
-"""`hashvpr evaluate`: recall and latency on a folder with ground truth."""
+"""`hashvpr evaluate`: recall, loop closures and latency on a folder with ground truth."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     "--layout",
     default="auto",
     show_default=True,
-    help="vpr-bench; utm: names with UTM coordinates, 25 m; nordland: two folders frame by frame.",
+    help="vpr-bench; utm: names with UTM coordinates, 25 m; nordland: two folders frame by frame; "
+    "drive: one drive, images/ with loops.npy or places.npy.",
 )
 @engine_option
 @click.option(
@@ -99,16 +100,19 @@ def command(
     angle_deg: float,
     json_path: Path | None,
 ) -> None:
-    """Recall of hash, float and re-ranked search, and the time they take.
+    """Measure recall, loop closures and latency.
 
-    FOLDER has query/, ref/ and ground_truth_new.npy, or another layout: see --layout. Of bags,
-    BAG has the queries and --map-bag the references; the poses of both are of one frame.
+    FOLDER has query/, ref/ and ground_truth_new.npy, or another layout: see --layout. With two
+    traverses, ref/ becomes the map and query/ is played to the node's recognizer at its defaults.
+    A drive is played to it in mode slam. With bags, BAG has the queries and --map-bag the
+    references; the poses of both are in one frame.
 
     \b
+    hashvpr evaluate corridor/
     hashvpr evaluate corridor/ --ablate --report ways.html
     hashvpr evaluate evening --map-bag morning --truth /ground_truth --ablate
     """
-    from hashvpr_ros.datasets.registry import open_traverses
+    from hashvpr_ros.datasets.registry import open_dataset, open_traverses
     from hashvpr_ros.evaluation.bag_traverses import BagTraverses
 
     if report is not None and not ablate:
@@ -119,7 +123,7 @@ def command(
         raise ConfigError("--truth, --map-truth and --image-topic belong to --map-bag; give it")
     with tempfile.TemporaryDirectory(prefix="hashvpr_evaluate") as images:
         if map_bag is None:
-            dataset: Any = open_traverses(folder, layout)
+            dataset: Any = (open_traverses if ablate else open_dataset)(folder, layout)
         else:
             queries, references = _drives((folder, map_bag), (truth, map_truth), image_topic)
             with progress_bar(len(queries[0]) + len(references[0]), "reading the bags") as bar:
@@ -141,10 +145,7 @@ def _run(
     report: Path | None,
 ) -> dict[str, Any]:
     engine = open_engine(engine_path)
-    click.echo(
-        f"{engine.info.name} on {folder}: {len(dataset.queries)} queries, "
-        f"{len(dataset.references)} references"
-    )
+    click.echo(f"{engine.info.name} on {folder}: {_size(dataset)}")
     if ablate:
         result = _ablate(dataset, engine, tolerance, report)
     else:
@@ -155,6 +156,14 @@ def _run(
         "version": __version__,
         "machine": machine(),
     }
+
+
+def _size(dataset: Any) -> str:
+    from hashvpr_ros.datasets.drive import DriveFolder
+
+    if isinstance(dataset, DriveFolder):
+        return f"a drive of {len(dataset.images)} images"
+    return f"{len(dataset.queries)} queries, {len(dataset.references)} references"
 
 
 def _drives(
@@ -176,10 +185,9 @@ def _drives(
 
 
 def _evaluate(dataset: Any, engine: Any, top_k: int | None, tolerance: int) -> dict[str, Any]:
-    from hashvpr_ros.evaluation.evaluate import evaluate
+    from hashvpr_ros.evaluation.evaluate import evaluate, images_of
 
-    total = len(dataset.queries) + len(dataset.references)
-    with progress_bar(total, "describing") as bar:
+    with progress_bar(images_of(dataset), "describing") as bar:
         done = evaluate(dataset, engine, top_k=top_k, tolerance=tolerance, progress=ticker(bar))
     result: dict[str, Any] = done.summary()
     ks = ("1", "5", "10", "20", "100")
@@ -191,12 +199,52 @@ def _evaluate(dataset: Any, engine: Any, top_k: int | None, tolerance: int) -> d
         (label, *(_percent(result["recall"][key][k]) for k in ks)) for key, label in names.items()
     ]
     click.echo(table(rows))
+    _say_left_out(result)
+    _say_closures(result["closures"])
+    _say_calibration(result["calibration"])
     rows = [("latency (ms)", "median", "p95")]
     rows += [(k, f"{v['median']:.2f}", f"{v['p95']:.2f}") for k, v in result["latency_ms"].items()]
     click.echo(table(rows))
     size = result["bytes_per_place"]
     click.echo(f"bytes a place: {size['resident']:.0f} in memory, {size['stored']:.0f} on disk")
     return result
+
+
+def _say_left_out(result: dict[str, Any]) -> None:
+    click.echo(
+        f"queries without a correct reference: {result['queries_without_ground_truth']} of "
+        f"{result['queries']}; recall does not count them"
+    )
+
+
+def _say_closures(found: dict[str, Any]) -> None:
+    error = found["position_error_frames"]
+    frames = _number(error["median"])
+    if error["median"] is not None:
+        frames += f" frames (p95 {_number(error['p95'])})"
+    click.echo(
+        f"closures at the defaults: {found['accepted']} accepted, {found['correct']} correct, "
+        f"precision {_share(found['precision_percent'])}, "
+        f"{_share(found['closed_percent'])} of {found['revisits']} revisits closed, "
+        f"position error {frames}"
+    )
+
+
+def _say_calibration(found: dict[str, Any]) -> None:
+    high = found["at_least_0_99"]
+    click.echo(
+        f"calibration error: {_number(found['expected_calibration_error'], 3)}; probability 0.99 "
+        f"or more: {high['count']} matches, {high['correct']} correct, "
+        f"precision {_share(high['precision_percent'])}"
+    )
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1f} %"
 
 
 def _ablate(dataset: Any, engine: Any, tolerance: int, report: Path | None) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def ablate(
     positives = dataset.positives(tolerance)
     references = []
     for i, path in enumerate(dataset.references):
-        references.append(place_of(path, i + 1, engine))
+        references.append(place_of(path, i, engine))
         progress()
     queries, network_ms = _describe(dataset.queries, engine, progress)
     info = engine.info
@@ -196,7 +196,7 @@ def ablate(
                 _by_code(place_map, queries[0], sizes),
                 _by_float(held, queries[1], sizes),
             ]
-            depth = candidates_to_rerank(dataset, None)
+            depth = candidates_to_rerank(dataset.references, None)
             for top_k in TOP_KS:
                 label = f"code, re-ranked (k = {top_k})"
                 ways.append(

@@ -1,4 +1,4 @@
-"""Recall and latency of an engine on two traverses, by the code that a robot runs."""
+"""Recall, loop closures and latency of an engine on real images, by the code that a robot runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.config import Config
 from hashvpr_ros.datasets.base import Traverses
+from hashvpr_ros.datasets.drive import DriveFolder
 from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.engine.preprocess import describe_image, resize
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.evaluation import closures
 from hashvpr_ros.evaluation.metrics import median_p95, recall_at
+from hashvpr_ros.evaluation.recorded import RecordedEngine
+from hashvpr_ros.evaluation.run_result import Answer
 from hashvpr_ros.map.place_map import NewPlace, PlaceMap
 from hashvpr_ros.matching.recognizer import thumbnail_jpeg
 from hashvpr_ros.matching.rerank import rerank
+from hashvpr_ros.types import Descriptor
 
 # Re-ranking 100 of 111 references would be float search under another name.
 SMALL_MAP, SMALL_TOP_K = 1000, 20
@@ -30,31 +36,95 @@ _WARM_UP = 5
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is searched for what. The references of a drive are its images."""
+
+    queries: list[Path]
+    references: list[Path]
+    positives: list[set[int]]  # of each query: the references that recall counts as correct
+    # What a loop closure of the query may match; for two traverses, the positives.
+    correct: list[set[int]]
+    middles: list[set[int]]  # the same without tolerance
+    revisits: list[bool]  # of each query: whether the map holds its place
+    # Number of references that may be found for each query, the first ones; None: all.
+    allowed: list[int] | None = None
+
+    @property
+    def is_drive(self) -> bool:
+        """Whether the queries are the references, each searched for among earlier ones."""
+        return self.allowed is not None
+
+
+def task_of(dataset: Traverses | DriveFolder, tolerance: int = 0) -> Task:
+    """What an evaluation does with a dataset.
+
+    On a drive, a query is searched for among the earlier images that are at least
+    `matching.exclude_recent_s` older, where images are 1 s apart.
+
+    Raises:
+        ConfigError: the tolerance is negative, or the layout takes none.
+    """
+    if tolerance < 0:
+        raise ConfigError(f"the tolerance is {tolerance}; give at least 0")
+    if not isinstance(dataset, DriveFolder):
+        positives = dataset.positives(tolerance)
+        middles = dataset.positives() if tolerance else positives
+        revisits = [bool(p) for p in positives]
+        return Task(dataset.queries, dataset.references, positives, positives, middles, revisits)
+    recent_ns = round(Config().matching.exclude_recent_s * 1e9)
+    # Of the images up to the newest that is old enough; Python rounds -1 // 10 down, too.
+    allowed = [
+        max(0, 1 + closures.index_of(closures.stamp_of(i) - recent_ns))
+        for i in range(len(dataset.images))
+    ]
+    earlier = dataset.earlier(tolerance)
+    return Task(
+        queries=dataset.images,
+        references=dataset.images,
+        positives=[
+            {j for j in right if j < count} for right, count in zip(earlier, allowed, strict=True)
+        ],
+        correct=earlier,
+        middles=dataset.earlier(),
+        revisits=dataset.revisits(),
+        allowed=allowed,
+    )
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Rankings and timings of all queries; indices are those of the references."""
+    """Rankings, answers and timings of all queries; indices are those of the references."""
 
     hash_ranked: list[list[int]]
     float_ranked: list[list[int]]
     rerank_ranked: list[list[int]]
-    rerank_similarity: list[float]  # of the best, for each query
-    positives: list[set[int]]
-    references: int
+    rerank_similarity: list[float]  # of the best, for each query; NaN where nothing was found
+    task: Task
     top_k: int
+    answers: list[Answer]  # of the node's recognizer, judged
     times_ms: dict[str, list[float]]
     bytes_resident: float
     bytes_stored: float
 
-    def summary(self) -> dict[str, object]:
+    @property
+    def positives(self) -> list[set[int]]:
+        """Correct references of each query."""
+        return self.task.positives
+
+    def summary(self) -> dict[str, Any]:
         """The JSON of `hashvpr evaluate`; a recall is NaN where no query has a reference."""
         return {
             "queries": len(self.positives),
-            "references": self.references,
+            "references": len(self.task.references),
+            "queries_without_ground_truth": sum(not p for p in self.positives),
             "top_k": self.top_k,
             "recall": {
                 "hash": recall_at(self.hash_ranked, self.positives, KS),
                 "float": recall_at(self.float_ranked, self.positives, KS),
                 "rerank": recall_at(self.rerank_ranked, self.positives, KS),
             },
+            "closures": closures.closures(self.answers, self.task.middles),
+            "calibration": closures.calibration(self.answers),
             "latency_ms": {k: median_p95(v) for k, v in self.times_ms.items()},
             "bytes_per_place": {
                 "resident": round(self.bytes_resident, 1),
@@ -64,107 +134,159 @@ class Evaluation:
 
 
 def evaluate(
-    dataset: Traverses,
+    dataset: Traverses | DriveFolder,
     engine: DescriptorEngine,
     *,
     top_k: int | None = None,
     tolerance: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Describe the references into a map, then query it image by image.
+    """Describe each image once, search for each query, then play the queries to the recognizer.
+
+    Two traverses: the references are the map. A drive: each query is searched for in the images
+    before the recent past (see `task_of`), and the recognizer runs in mode slam.
 
     Args:
-        top_k: candidates re-ranked; None is 100, or 20 for fewer than 1,000 references.
+        top_k: candidates re-ranked; None is 100, or 20 for fewer than 1,000 references. The
+            recognizer always runs at its defaults.
         tolerance: references within so many indices of a correct one count as correct.
         progress: called after each image.
 
     Raises:
         DatasetError: an image cannot be read. ConfigError: top_k or tolerance out of range.
     """
-    top_k = candidates_to_rerank(dataset, top_k)
-    if top_k < 1 or tolerance < 0:
-        raise ConfigError("top-k must be at least 1 and the tolerance at least 0")
-    positives = dataset.positives(tolerance)
+    task = task_of(dataset, tolerance)
+    top_k = candidates_to_rerank(task.references, top_k)
+    if top_k < 1:
+        raise ConfigError(f"top-k is {top_k}; give at least 1")
     info = engine.info
+    described = _Described(engine, progress)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "evaluation.vprmap"
         with PlaceMap.open(path, info.fingerprint, info.feature_dim) as place_map:
-            for i, reference in enumerate(dataset.references):
-                place_map.add_many([place_of(reference, i, engine)])
-                progress()
+            for i, reference in enumerate(task.references):
+                image, descriptor = described.describe(reference, query=task.is_drive)
+                place_map.add_many([_place(image, i, descriptor)])
             place_map.flush()
-            ids = place_map.ids()
-            features = place_map.features(ids)
-            run = _query(dataset, engine, place_map, features, top_k, progress)
+            for query in () if task.is_drive else task.queries:
+                described.describe(query, query=True)
+            codes, features = np.array(described.codes), np.array(described.features)
+            ranked = _search(task, place_map, codes, features, top_k)
+            recorded = RecordedEngine(info, codes, features)
+            if task.is_drive:
+                answers = closures.drive(recorded, task.queries, task.correct, task.revisits)
+            else:
+                answers = closures.localize(place_map, recorded, task.queries, task.correct)
             resident = place_map.index_bytes_per_place
-        stored = path.stat().st_size / max(len(ids), 1)
+        stored = path.stat().st_size / max(len(task.references), 1)
     return Evaluation(
-        *run[:4],
-        positives=positives,
-        references=len(dataset.references),
+        *ranked[:4],
+        task=task,
         top_k=top_k,
-        times_ms=run[4],
+        answers=answers,
+        times_ms={**described.times_ms, **ranked[4]},
         bytes_resident=resident,
         bytes_stored=stored,
     )
 
 
-def candidates_to_rerank(dataset: Traverses, top_k: int | None) -> int:
-    """What is asked for; None is 100, or 20 for fewer than 1,000 references."""
+def images_of(dataset: Traverses | DriveFolder) -> int:
+    """The number of images that an evaluation describes."""
+    if isinstance(dataset, DriveFolder):
+        return len(dataset.images)
+    return len(dataset.queries) + len(dataset.references)
+
+
+def candidates_to_rerank(references: Sequence[Path], top_k: int | None) -> int:
+    """The number that is asked for; None is 100, or 20 for fewer than 1,000 references."""
     if top_k is not None:
         return top_k
-    return SMALL_TOP_K if len(dataset.references) < SMALL_MAP else Config().matching.top_k
+    return SMALL_TOP_K if len(references) < SMALL_MAP else Config().matching.top_k
 
 
-def place_of(path: Path, second: int, engine: DescriptorEngine) -> NewPlace:
+def place_of(path: Path, index: int, engine: DescriptorEngine) -> NewPlace:
     """An image file as a place of a map, with a thumbnail of the usual size.
+
+    Args:
+        index: of the image in its traverse, which gives the stamp.
 
     Raises:
         DatasetError: it cannot be read.
     """
     image = read_image(path)
+    return _place(image, index, describe_image(engine, image))
+
+
+def _place(image: NDArray[np.uint8], index: int, descriptor: Descriptor) -> NewPlace:
     thumbnail = thumbnail_jpeg(image, Config().map.thumbnail_px)
-    return NewPlace("camera", second * 10**9, None, describe_image(engine, image), thumbnail)
+    return NewPlace("camera", closures.stamp_of(index), None, descriptor, thumbnail)
 
 
-def _query(
-    dataset: Traverses,
-    engine: DescriptorEngine,
+class _Described:
+    """Describes images one at a time, and keeps the descriptors and times of the queries."""
+
+    def __init__(self, engine: DescriptorEngine, progress: Callable[[], None]) -> None:
+        self._engine, self._progress = engine, progress
+        self.codes: list[NDArray[np.uint8]] = []
+        self.features: list[NDArray[np.float32]] = []
+        self.times_ms: dict[str, list[float]] = {"preprocess": [], "engine": []}
+
+    def describe(self, path: Path, *, query: bool) -> tuple[NDArray[np.uint8], Descriptor]:
+        """Image and descriptor of a file."""
+        image = read_image(path)
+        info = self._engine.info
+        started = time.perf_counter()
+        batch = resize(image, info.height, info.width)[np.newaxis]
+        resized = time.perf_counter()
+        codes, features = self._engine.describe(batch)
+        finished = time.perf_counter()
+        if query:
+            self.codes.append(codes[0])
+            self.features.append(features[0])
+            self.times_ms["preprocess"].append(1e3 * (resized - started))
+            self.times_ms["engine"].append(1e3 * (finished - resized))
+        self._progress()
+        return image, Descriptor(codes[0], features[0])
+
+
+def _search(
+    task: Task,
     place_map: PlaceMap,
+    codes: NDArray[np.uint8],
     features: NDArray[np.float32],
     top_k: int,
-    progress: Callable[[], None],
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]], list[float], dict[str, list[float]]]:
-    info = engine.info
+    """Rankings by hash, by float and re-ranked, best similarities, and times, of the queries."""
+    held = place_map.features(place_map.ids())
     hash_ranked, float_ranked, rerank_ranked = [], [], []
     best: list[float] = []
-    times: dict[str, list[float]] = {k: [] for k in ("preprocess", "engine", "search", "rerank")}
-    # The first queries run twice: what they take before anything is warm is not counted.
-    for counted, path in _with_warm_up(dataset.queries):
-        image = read_image(path)
-        marks = [time.perf_counter()]
-        batch = resize(image, info.height, info.width)[np.newaxis]
-        marks.append(time.perf_counter())
-        codes, query = engine.describe(batch)
-        marks.append(time.perf_counter())
-        ids, distances = place_map.search(codes[0], max(top_k, _DEPTH))
+    times: dict[str, list[float]] = {"search": [], "rerank": []}
+    # The first queries run twice: the time that they take before anything is warm is not counted.
+    for counted, i in _with_warm_up(len(codes)):
+        allowed = len(held) if task.allowed is None else task.allowed[i]
+        started = time.perf_counter()
+        ids, distances = place_map.search(
+            codes[i],
+            max(top_k, _DEPTH),
+            exclude_session=place_map.session,
+            exclude_after_ns=None if task.allowed is None else closures.stamp_of(allowed - 1),
+        )
         ids, distances, rest = ids[:top_k], distances[:top_k], ids[top_k:]
-        marks.append(time.perf_counter())
-        order, similarities = rerank(place_map, ids, distances, query[0])
-        marks.append(time.perf_counter())
+        searched = time.perf_counter()
+        order, similarities = rerank(place_map, ids, distances, features[i])
+        reranked = time.perf_counter()
         if not counted:
             continue
-        for name, begin, end in zip(times, marks, marks[1:], strict=False):
-            times[name].append(1e3 * (end - begin))
+        times["search"].append(1e3 * (searched - started))
+        times["rerank"].append(1e3 * (reranked - searched))
         # Ids count from 1 in the order of the references.
         hash_ranked.append([int(v) - 1 for v in (*ids, *rest)][:_DEPTH])
         rerank_ranked.append([int(v) - 1 for v in (*ids[order], *rest)][:_DEPTH])
-        exhaustive = np.argsort(-(features @ query[0]), kind="stable")[:_DEPTH]
+        exhaustive = np.argsort(-(held[:allowed] @ features[i]), kind="stable")[:_DEPTH]
         float_ranked.append(exhaustive.tolist())
-        best.append(float(similarities[order[0]]))
-        progress()
+        best.append(float(similarities[order[0]]) if len(order) else float("nan"))
     return hash_ranked, float_ranked, rerank_ranked, best, times
 
 
-def _with_warm_up(paths: Sequence[Path]) -> list[tuple[bool, Path]]:
-    return [(False, p) for p in paths[:_WARM_UP]] + [(True, p) for p in paths]
+def _with_warm_up(count: int) -> list[tuple[bool, int]]:
+    return [(False, i) for i in range(min(count, _WARM_UP))] + [(True, i) for i in range(count)]

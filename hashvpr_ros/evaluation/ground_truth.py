@@ -127,3 +127,19 @@ class TruthByIndex:
     def right(self, stamp: int, match_id: int, match_stamp: int) -> bool:
         """Whether a match is right."""
         return match_id - 1 in self.positives[stamp]
+
+
+@dataclass(frozen=True)
+class TruthByStamp:
+    """Right are the images that a dataset names, each known by its stamp."""
+
+    correct: Mapping[int, set[int]]  # of each query, by its stamp: stamps of its correct matches
+    revisits: set[int]  # stamps of the queries whose place the map holds
+
+    def possible(self, stamp: int) -> bool:
+        """Whether the map holds the place of the query."""
+        return stamp in self.revisits
+
+    def right(self, stamp: int, match_id: int, match_stamp: int) -> bool:
+        """Whether a match is right."""
+        return match_stamp in self.correct[stamp]

@@ -1,7 +1,9 @@
 """`hashvpr query` and `hashvpr evaluate` on real images, and every wrong turn."""
 
 import re
+import shutil
 
+import numpy as np
 import pytest
 from cli_helpers import refused, strict_json, well
 
@@ -85,6 +87,14 @@ def test_evaluate(run, few, tmp_path):
     assert set(result["latency_ms"]) == {"preprocess", "engine", "search", "rerank"}
     assert all(set(v) == {"median", "p95"} for v in result["latency_ms"].values())
     assert set(result["bytes_per_place"]) == {"resident", "stored"}
+    assert set(result["closures"]) == {
+        "accepted", "correct", "precision_percent", "revisits", "closed_percent",
+        "position_error_frames",
+    }  # fmt: skip
+    assert result["closures"]["revisits"] == 6 and result["queries_without_ground_truth"] == 0
+    assert set(result["calibration"]) == {"queries", "expected_calibration_error", "at_least_0_99"}
+    assert "of 6 revisits closed" in out and "calibration error: " in out
+    assert "queries without a correct reference: 0 of 6" in out
     assert result["engine"]["name"] == "hashvpr_lite" and result["machine"]
     shown = re.search(r"code, re-ranked +(\S+)", out).group(1)
     assert float(shown) == pytest.approx(result["recall"]["rerank"]["1"], abs=0.05)
@@ -96,6 +106,10 @@ def test_evaluate_without_any_correct_reference_writes_no_nan(run, few, tmp_path
     result = strict_json(tmp_path / "e.json")
     assert result["recall"]["rerank"] == dict.fromkeys(["1", "5", "10", "20", "100"])
     assert re.search(r"code, re-ranked +none +none +none +none +none", out) and "nan" not in out
+    assert result["queries_without_ground_truth"] == 2
+    assert "queries without a correct reference: 2 of 2" in out
+    assert result["closures"]["closed_percent"] is None and "none of 0 revisits closed" in out
+    assert result["closures"]["precision_percent"] is None and "precision none" in out
 
 
 def test_numbers_are_shown_even_where_the_file_cannot_be_written(run, few, tmp_path):
@@ -141,3 +155,22 @@ def test_another_layout(run, few):
     assert "code, re-ranked" in well(run("evaluate", folder, "--layout", "nordland"))
     refused(run("evaluate", folder, "--layout", "utm"), "database/")
     refused(run("evaluate", folder, "--layout", "kitti"), "'kitti'", *LAYOUTS, "auto")
+
+
+def test_a_drive(run, data, tmp_path):
+    """Half of the real drive: no image is back at a place yet."""
+    source, folder = data / "rtabmap_corridor" / "images", tmp_path / "drive"
+    if not source.is_dir():
+        pytest.skip(f"{source} is missing")
+    (folder / "images").mkdir(parents=True)
+    for image in sorted(source.iterdir())[:36]:
+        shutil.copy(image, folder / "images")
+    np.save(folder / "loops.npy", np.eye(36))
+    out = well(run("evaluate", folder, "--json", tmp_path / "d.json"))
+    result = strict_json(tmp_path / "d.json")
+    assert "a drive of 36 images" in out and "0 revisits closed" in out
+    assert result["queries"] == result["queries_without_ground_truth"] == 36
+    assert result["closures"]["revisits"] == 0
+    refused(run("evaluate", folder, "--ablate"), "is one drive")
+    np.save(folder / "places.npy", np.arange(36))
+    refused(run("evaluate", folder), "loops.npy", "places.npy", "remove one")

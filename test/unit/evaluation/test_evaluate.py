@@ -109,10 +109,10 @@ def test_a_thousand_references_are_re_ranked_by_a_hundred(few):
     folder = few(1)
     for i in range(1, 1000):
         shutil.copy(folder / "ref" / "0000000.jpg", folder / "ref" / f"{i:07d}.jpg")
-    assert candidates_to_rerank(VprBench(folder), None) == 100
-    assert candidates_to_rerank(VprBench(folder), 7) == 7
+    assert candidates_to_rerank(VprBench(folder).references, None) == 100
+    assert candidates_to_rerank(VprBench(folder).references, 7) == 7
     (folder / "ref" / "0000999.jpg").unlink()
-    assert candidates_to_rerank(VprBench(folder), None) == 20
+    assert candidates_to_rerank(VprBench(folder).references, None) == 20
 
 
 def test_tolerance(few, lite):

@@ -1,0 +1,182 @@
+"""What the node accepts as loop closures at its defaults, on described images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashvpr_ros.config import Config
+from hashvpr_ros.datasets.folder import read_image
+from hashvpr_ros.evaluation.ground_truth import TruthByStamp
+from hashvpr_ros.evaluation.metrics import expected_calibration_error, median_p95
+from hashvpr_ros.evaluation.recorded import RecordedEngine
+from hashvpr_ros.evaluation.run_result import Answer, answer_of, judge, percent
+from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.matching.recognizer import Recognizer
+from hashvpr_ros.types import Mode
+
+HIGH_PROBABILITY = 0.99
+_PERIOD_NS = 10**9
+
+
+def stamp_of(index: int) -> int:
+    """Stamp of an image in nanoseconds: images are 1 s apart, and the first has 1 s."""
+    return (index + 1) * _PERIOD_NS
+
+
+def index_of(stamp_ns: int) -> int:
+    """Index of the image with a stamp of `stamp_of`."""
+    return stamp_ns // _PERIOD_NS - 1
+
+
+def localize(
+    place_map: PlaceMap,
+    engine: RecordedEngine,
+    queries: Sequence[Path],
+    positives: Sequence[set[int]],
+) -> list[Answer]:
+    """Play the queries to the node's recognizer in mode localization, 1 s apart, without poses.
+
+    Args:
+        place_map: its keyframes are the references, in order, with the stamps of `stamp_of`.
+        engine: gives the descriptors of the queries.
+        queries: image files; they are read only where the configuration checks geometry.
+        positives: correct references of each query.
+
+    Returns:
+        judged answers, one for each query. The stamps of the queries follow those of the map.
+    """
+    first = len(place_map)
+    recognizer = Recognizer(engine, place_map, Config(), mode=Mode.LOCALIZATION)
+    answers = [
+        answer_of(recognizer.process(image, stamp_of(first + i)))
+        for i, image in enumerate(_images(engine, queries))
+    ]
+    truth = TruthByStamp(
+        {stamp_of(first + i): set(map(stamp_of, right)) for i, right in enumerate(positives)},
+        {stamp_of(first + i) for i, right in enumerate(positives) if right},
+    )
+    return judge(answers, truth)
+
+
+def drive(
+    engine: RecordedEngine,
+    images: Sequence[Path],
+    earlier: Sequence[set[int]],
+    revisits: Sequence[bool],
+) -> list[Answer]:
+    """Play a drive to the node's recognizer in mode slam, 1 s apart, without poses.
+
+    The recognizer selects its keyframes itself, in a map in memory.
+
+    Args:
+        engine: gives the descriptors of the images.
+        images: image files; they are read only where the configuration checks geometry.
+        earlier: of each image, the earlier images that are correct matches.
+        revisits: of each image, whether the robot is back at a place.
+
+    Returns:
+        judged answers, one for each image.
+    """
+    with PlaceMap.open("", engine.info.fingerprint, engine.info.feature_dim) as place_map:
+        recognizer = Recognizer(engine, place_map, Config(), mode=Mode.SLAM)
+        answers = [
+            answer_of(recognizer.process(image, stamp_of(i)))
+            for i, image in enumerate(_images(engine, images))
+        ]
+    truth = TruthByStamp(
+        {stamp_of(i): set(map(stamp_of, right)) for i, right in enumerate(earlier)},
+        {stamp_of(i) for i, revisit in enumerate(revisits) if revisit},
+    )
+    return judge(answers, truth)
+
+
+def _images(engine: RecordedEngine, paths: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
+    seen = Config().matching.geometric_check
+    return (read_image(path) if seen else engine.blank for path in paths)
+
+
+def closures(answers: Sequence[Answer], correct: Sequence[Set[int]]) -> dict[str, Any]:
+    """The key `closures` of `hashvpr evaluate`.
+
+    Args:
+        answers: judged, one for each query.
+        correct: correct references of each query, without any tolerance.
+
+    Returns:
+        `accepted`; `correct`, the accepted that are right: one for a query without any correct
+        reference is wrong; `precision_percent`, their share; `revisits`, the queries with a
+        correct reference; `closed_percent`, the share of these with a correct closure;
+        `position_error_frames`, see `position_error`, its median and 95th percentile over the
+        accepted. A value is None where there is nothing to compute it from.
+    """
+    accepted = [(a, right) for a, right in zip(answers, correct, strict=True) if a.accepted]
+    right = [a for a, _ in accepted if a.right]
+    revisits = sum(a.possible for a in answers)
+    errors = [position_error(index_of(a.match_stamp_ns), places) for a, places in accepted]
+    return {
+        "accepted": len(accepted),
+        "correct": len(right),
+        "precision_percent": percent(len(right), len(accepted)),
+        "revisits": revisits,
+        "closed_percent": percent(sum(a.possible for a in right), revisits),
+        "position_error_frames": {
+            name: None if math.isnan(value) else value
+            for name, value in median_p95([e for e in errors if e is not None]).items()
+        },
+    }
+
+
+def position_error(match: int, correct: Set[int]) -> float | None:
+    """Frames from a match to the middle of the correct references nearest to it.
+
+    The correct references of a query are mostly a few runs of consecutive images, one for each
+    time that the place was seen. The middle of a run is taken for the best match. The run that
+    counts is that with the image nearest to the match.
+
+    Args:
+        match: index of the matched reference.
+        correct: indices of the correct references.
+
+    Returns:
+        the distance in frames; None without any correct reference.
+    """
+    if not correct:
+        return None
+    indices = np.array(sorted(correct))
+    runs = np.split(indices, np.flatnonzero(np.diff(indices) > 1) + 1)
+    nearest = min(runs, key=lambda run: int(np.abs(run - match).min()))
+    return float(abs(match - (nearest[0] + nearest[-1]) / 2))
+
+
+def calibration(answers: Sequence[Answer]) -> dict[str, Any]:
+    """The key `calibration` of `hashvpr evaluate`, over the queries with a hypothesis.
+
+    Args:
+        answers: judged, one for each query.
+
+    Returns:
+        `queries`; `expected_calibration_error`, see `metrics`; `at_least_0_99`: `count`,
+        `correct` and `precision_percent` of the best hypotheses whose probability is at least
+        0.99. A value is None where there is nothing to compute it from.
+    """
+    matched = [a for a in answers if a.match_id]
+    error = expected_calibration_error(
+        [a.probability for a in matched], [a.right for a in matched]
+    )
+    high = [a for a in matched if a.probability >= HIGH_PROBABILITY]
+    right = sum(a.right for a in high)
+    return {
+        "queries": len(matched),
+        "expected_calibration_error": None if math.isnan(error) else round(error, 4),
+        "at_least_0_99": {
+            "count": len(high),
+            "correct": right,
+            "precision_percent": percent(right, len(high)),
+        },
+    }
