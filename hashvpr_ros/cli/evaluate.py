@@ -278,6 +278,15 @@ def _ablate(dataset: Any, engine: Any, tolerance: int, report: Path | None) -> d
             )
         )
     click.echo(table(rows))
+    _say_left_out(result)
+    block = result["interval_block_queries"]
+    click.echo(
+        "intervals: none, since the queries show too few places"
+        if block is None
+        else f"intervals: bootstrap over blocks of {block} consecutive queries"
+        if block > 1
+        else "intervals: bootstrap over single queries"
+    )
     network = result["network_ms"]
     click.echo(
         f"ms is without the network: that takes {network['median']:.1f} (p95 {network['p95']:.1f})"

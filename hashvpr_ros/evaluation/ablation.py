@@ -23,7 +23,7 @@ from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.engine.preprocess import describe_image
 from hashvpr_ros.evaluation.baselines import BASELINES, evaluate_baseline
-from hashvpr_ros.evaluation.bootstrap import interval
+from hashvpr_ros.evaluation.bootstrap import LEAST_BLOCKS, block_length, interval
 from hashvpr_ros.evaluation.evaluate import KS, candidates_to_rerank, place_of
 from hashvpr_ros.evaluation.metrics import (
     average_precision,
@@ -82,6 +82,8 @@ class Ablation:
         return {
             "queries": len(self.positives),
             "references": self.references,
+            "queries_without_ground_truth": sum(not p for p in self.positives),
+            "interval_block_queries": block_length(self.positives),
             "network_ms": median_p95(self.network_ms),
             "ways": {way.key: measures(way, self.positives) for way in self.ways},
         }
@@ -89,6 +91,9 @@ class Ablation:
 
 def measures(way: Way, positives: Sequence[set[int]]) -> dict[str, Any]:
     """All numbers of a way; percent where they are shares, with 95 % bootstrap intervals.
+
+    The bootstrap draws blocks of consecutive queries, see `bootstrap.block_length`. An interval is
+    NaN where the queries show too few places for one.
 
     Args:
         positives: correct references of each query; a query without any shows a place that the map
@@ -98,6 +103,7 @@ def measures(way: Way, positives: Sequence[set[int]]) -> dict[str, Any]:
     possible = np.array([bool(p) for p in positives])
     right = np.array(way.right(positives))
     scores = np.asarray(way.scores)
+    block = block_length(positives)
 
     def of_the_curve(rows: NDArray[np.intp]) -> list[float]:
         _, precision, recall = precision_recall(
@@ -118,12 +124,12 @@ def measures(way: Way, positives: Sequence[set[int]]) -> dict[str, Any]:
             str(k): _percent(float((first < k).mean()) if len(first) else np.nan) for k in KS
         },
         "recall_interval": dict(
-            zip(map(str, KS), _intervals(recalls, len(first), len(KS)), strict=True)
+            zip(map(str, KS), _intervals(recalls, len(first), len(KS), block), strict=True)
         ),
     }
     names = "average_precision", "recall_at_100_precision", "recall_at_99_precision"
     values = of_the_curve(np.arange(len(scores)))
-    intervals = _intervals(of_the_curve, len(scores), len(names))
+    intervals = _intervals(of_the_curve, len(scores), len(names), block)
     for name, value, ends in zip(names, values, intervals, strict=True):
         result[name], result[f"{name}_interval"] = _percent(value), ends
     if way.is_probability:
@@ -149,10 +155,20 @@ def _percent(share: float) -> float:
 
 
 def _intervals(
-    statistic: Callable[[NDArray[np.intp]], ArrayLike], count: int, numbers: int
+    statistic: Callable[[NDArray[np.intp]], ArrayLike],
+    count: int,
+    numbers: int,
+    block: int | None,
 ) -> list[list[float]]:
-    """Of each of a statistic's numbers, lower and upper end in percent."""
-    ends = np.stack(interval(statistic, count, samples=500), axis=-1)
+    """Of each of a statistic's numbers, lower and upper end in percent.
+
+    Args:
+        count: queries that the statistic is over; it may leave some out.
+        block: queries in a block; None where no interval can be given.
+    """
+    if block is None or count < LEAST_BLOCKS * block:
+        return [[np.nan, np.nan]] * numbers
+    ends = np.stack(interval(statistic, count, samples=500, block=block), axis=-1)
     return [[_percent(v) for v in e] for e in np.broadcast_to(ends, (numbers, 2)).tolist()]
 
 

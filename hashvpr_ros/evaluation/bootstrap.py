@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+# With fewer, the resamples are too much alike to show the spread.
+LEAST_BLOCKS = 4
+
+
+def block_length(positives: Sequence[Set[int]]) -> int | None:
+    """Length of the blocks that `interval` should draw for these queries.
+
+    Consecutive queries that share a correct reference show the same place, so they mostly hit or
+    miss together. For each reference, the runs of consecutive queries that it is correct for are
+    counted. A block is twice as long as the median run, so that it spans the time for which one
+    place is in view. Where most references are correct for one query only, queries are
+    independent, and a block is one query.
+
+    Args:
+        positives: for each query in order, its correct references.
+
+    Returns:
+        the length in queries, at most a quarter of the queries, so that at least 4 blocks remain.
+        None where a quarter of the queries is shorter than the median run: then the queries show
+        too few places for an interval.
+    """
+    runs: list[int] = []
+    current: dict[int, int] = {}
+    for right in positives:
+        runs += [length for i, length in current.items() if i not in right]
+        current = {i: current.get(i, 0) + 1 for i in right}
+    runs += current.values()
+    run = float(np.median(runs)) if runs else 1.0
+    longest = len(positives) // LEAST_BLOCKS
+    if longest < run:
+        return None
+    return min(round(2 * run), longest) if run > 1 else 1
 
 
 def interval(

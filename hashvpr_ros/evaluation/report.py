@@ -114,8 +114,8 @@ def write_ablation(
         "head": ("", *(f"R@{k}" for k in KS), "R@1, 95 %", "AP", "R@P100", "R@P99", "ms", "p95",
                  "bytes in memory", "on disk"),
         "rows": [_row(way) for way in summary["ways"].values()],
-        "note": "Percent; intervals by bootstrap over the queries. ms: without the network; bytes "
-        "are for a place. R@P100: recall at 100 % precision.",
+        "note": "Percent; intervals by bootstrap over blocks of consecutive queries. ms: "
+        "without the network; bytes are for a place. R@P100: recall at 100 % precision.",
     }  # fmt: skip
     _write(
         path,
@@ -135,7 +135,7 @@ def _row(way: dict[str, Any]) -> tuple[str, ...]:
     return (
         way["label"],
         *(f"{way['recall'][str(k)]:.1f}" for k in KS),
-        f"{low:.1f} to {high:.1f}",
+        "none" if np.isnan(low) else f"{low:.1f} to {high:.1f}",
         f"{way['average_precision']:.1f}",
         f"{way['recall_at_100_precision']:.1f}",
         f"{way['recall_at_99_precision']:.1f}",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hashvpr_ros.evaluation.bootstrap import interval
+from hashvpr_ros.evaluation.bootstrap import block_length, interval
 
 
 def _share(hits):
@@ -103,3 +103,21 @@ def test_too_few_queries_tell_no_spread():
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError):
         interval(lambda _: 0.5, 10, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("positives", "block"),
+    [
+        ([{i} for i in range(100)], 1),  # webcams: no query shares a place with another
+        ([{i // 5} for i in range(100)], 10),  # each place for 5 queries
+        ([set(range(i, i + 5)) for i in range(100)], 10),  # a tolerance of 2 does the same
+        ([{i // 40} for i in range(200)], 50),  # a quarter of the queries
+        ([{i // 60} for i in range(200)], None),  # longer than a quarter
+        ([{0}, {1}, {0}, {1}] * 10, 1),  # the same places, never in a row
+        ([set()] * 40, 1),
+        ([{1}] * 3, None),
+        ([], None),
+    ],
+)
+def test_a_block_spans_twice_the_time_that_a_place_is_in_view(positives, block):
+    assert block_length(positives) == block
