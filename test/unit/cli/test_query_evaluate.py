@@ -135,7 +135,7 @@ def test_every_way_in_one_command(run, few, tmp_path):
     done = run("evaluate", folder, "--ablate", "--json", tmp_path / "a.json", "--report", page)
     out = well(done)
     result = strict_json(tmp_path / "a.json")
-    assert {"hash", "float", "rerank_50", "both", "orb", "hog"} <= set(result["ways"])
+    assert {"hash", "float", "rerank_50", "both", "orb", "hog", "vlad"} <= set(result["ways"])
     for label in ("code alone", "+ sequence and filter", "ORB bag of words", str(page)):
         assert label in out
     text = page.read_text()

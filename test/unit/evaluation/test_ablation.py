@@ -10,7 +10,7 @@ from hashvpr_ros.evaluation.recorded import RecordedEngine
 
 KEYS = [
     "hash", "float", "rerank_10", "rerank_50", "rerank_100", "sequence", "filter", "both",
-    "geometric", "orb", "hog",
+    "geometric", "orb", "hog", "vlad",
 ]  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def corridor(data):
 def result(corridor, lite):
     calls = []
     done = ablate(corridor, lite, progress=lambda: calls.append(None))
-    assert len(calls) == 3 * 222  # the network and two baselines
+    assert len(calls) == 4 * 222  # the network and three baselines
     return done
 
 
@@ -69,7 +69,7 @@ def test_the_geometric_check_takes_closures_away_and_adds_none(result):
 
 def test_the_network_beats_what_does_without(summary):
     ways = summary["ways"]
-    best = max(ways[k]["recall"]["1"] for k in ("orb", "hog"))
+    best = max(ways[k]["recall"]["1"] for k in ("orb", "hog", "vlad"))
     assert ways["rerank_100"]["recall"]["1"] > best + 5
 
 
