@@ -133,8 +133,8 @@ def keep_good_copy(of: Path | PlaceMap) -> None:
         click.echo(f"no good copy is made: {e}", err=True)
 
 
-def progress_bar(total: int, what: str, unit: str = "image") -> Any:
-    """A progress bar on a terminal, nothing elsewhere."""
+def progress_bar(total: int | None, what: str, unit: str = "image") -> Any:
+    """A progress bar on a terminal, nothing elsewhere; only a count where no total is known."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=what, unit=unit, disable=None, leave=False, delay=1.0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hashvpr_ros import __version__
+from hashvpr_ros.cli import evaluate_suite
 from hashvpr_ros.cli.common import (
     FiniteRange,
     engine_option,
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
 
 
 @click.command(name="evaluate")
-@click.argument("folder", metavar="FOLDER|BAG", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="[FOLDER|BAG]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--suite",
+    type=click.Path(path_type=Path),
+    help="Evaluate all image sets in this folder, at most two folders deep, into one table.",
+)
 @click.option(
     "--layout",
     default="auto",
@@ -63,7 +69,31 @@ if TYPE_CHECKING:
     "--report",
     type=HTML_FILE,
     default=None,
-    help="With --ablate: an HTML file with curves, the similarity matrix and the mistakes.",
+    help="With --ablate: an HTML file with curves, the similarity matrix and the mistakes. With "
+    "--suite: one with the table and bars.",
+)
+@click.option(
+    "--queries",
+    "ranges",
+    multiple=True,
+    metavar="SET=FIRST:LAST",
+    help="With --suite: take only the queries FIRST to LAST - 1 of a set, counted from 0. Only "
+    "these references stay: those that are correct for one of the queries, and those with an "
+    "index in the same range. Use it to leave out places that a model was trained on: "
+    "sped=439:589 takes the last 150 places of sped. Repeatable.",
+)
+@click.option(
+    "--compare-to",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="With --suite: also evaluate this model; its R@1 is a column of the table. Repeatable.",
+)
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="With --suite or --ablate: also ORB bag of words, HOG and VLAD, which need no network.",
 )
 @click.option(
     "--map-bag",
@@ -84,13 +114,17 @@ if TYPE_CHECKING:
 @near_options("--map-bag")
 @json_option
 def command(
-    folder: Path,
+    folder: Path | None,
+    suite: Path | None,
     layout: str,
     engine_path: Path | None,
     top_k: int | None,
     tolerance: int,
     ablate: bool,
     report: Path | None,
+    ranges: tuple[str, ...],
+    compare_to: tuple[Path, ...],
+    baselines: bool,
     map_bag: Path | None,
     image_topic: str | None,
     truth: str | None,
@@ -111,12 +145,29 @@ def command(
     hashvpr evaluate corridor/
     hashvpr evaluate corridor/ --ablate --report ways.html
     hashvpr evaluate evening --map-bag morning --truth /ground_truth --ablate
+    hashvpr evaluate --suite data/ --queries sped=439:589 --report suite.html
     """
     from hashvpr_ros.datasets.registry import open_dataset, open_traverses
     from hashvpr_ros.evaluation.bag_traverses import BagTraverses
 
+    if suite is not None:
+        if folder is not None or ablate or map_bag or top_k is not None or layout != "auto":
+            raise ConfigError(
+                "--suite takes no FOLDER, --ablate, --map-bag, --top-k or --layout; leave them out"
+            )
+        evaluate_suite.run(
+            suite, engine_path, queries=ranges, compare_to=compare_to, with_baselines=baselines,
+            tolerance=tolerance, report=report, json_path=json_path,
+        )  # fmt: skip
+        return
+    if folder is None:
+        raise ConfigError("there is nothing to evaluate; give FOLDER, BAG or --suite FOLDER")
+    if ranges or compare_to:
+        raise ConfigError("--queries and --compare-to belong to --suite; give it")
     if report is not None and not ablate:
-        raise ConfigError("--report belongs to --ablate; give both")
+        raise ConfigError("--report belongs to --ablate or --suite; give one of them")
+    if not baselines and not ablate:
+        raise ConfigError("--no-baselines belongs to --ablate or --suite; give one of them")
     if ablate and top_k is not None:
         raise ConfigError("--ablate compares several --top-k; leave it out")
     if map_bag is None and (truth or map_truth or image_topic):
@@ -131,7 +182,7 @@ def command(
                     queries, references, Path(images), spacing_m=spacing_m, radius_m=radius_m,
                     angle_rad=math.radians(angle_deg), progress=ticker(bar),
                 )  # fmt: skip
-        result = _run(folder, dataset, engine_path, ablate, top_k, tolerance, report)
+        result = _run(folder, dataset, engine_path, ablate, top_k, tolerance, report, baselines)
     write_json(json_path, result)
 
 
@@ -143,11 +194,12 @@ def _run(
     top_k: int | None,
     tolerance: int,
     report: Path | None,
+    baselines: bool,
 ) -> dict[str, Any]:
     engine = open_engine(engine_path)
     click.echo(f"{engine.info.name} on {folder}: {_size(dataset)}")
     if ablate:
-        result = _ablate(dataset, engine, tolerance, report)
+        result = _ablate(dataset, engine, tolerance, report, baselines)
     else:
         result = _evaluate(dataset, engine, top_k, tolerance)
     return result | {
@@ -247,13 +299,18 @@ def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.1f} %"
 
 
-def _ablate(dataset: Any, engine: Any, tolerance: int, report: Path | None) -> dict[str, Any]:
+def _ablate(
+    dataset: Any, engine: Any, tolerance: int, report: Path | None, with_baselines: bool
+) -> dict[str, Any]:
     from hashvpr_ros.evaluation.ablation import ablate
     from hashvpr_ros.evaluation.baselines import BASELINES
 
+    baselines = tuple(BASELINES) if with_baselines else ()
     images = len(dataset.queries) + len(dataset.references)
-    with progress_bar((1 + len(BASELINES)) * images, "describing") as bar:
-        done = ablate(dataset, engine, tolerance=tolerance, progress=ticker(bar))
+    with progress_bar((1 + len(baselines)) * images, "describing") as bar:
+        done = ablate(
+            dataset, engine, tolerance=tolerance, baselines=baselines, progress=ticker(bar)
+        )
     result = done.summary()
     rows: list[tuple[str, ...]] = [
         ("percent, [95 % interval]", "R@1", "", "R@5", "R@20", "AP", "R@P100", "R@P99",

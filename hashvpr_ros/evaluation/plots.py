@@ -222,6 +222,29 @@ def way_latency(ways: Sequence[Way]) -> str:
         return _svg(figure)
 
 
+def bars(groups: Sequence[str], series: dict[str, Sequence[float | None]], label: str) -> str:
+    """Horizontal bars of percents, several for each group, as SVG; None is an empty place.
+
+    Args:
+        groups: from top to bottom.
+        series: by the name in the legend, a value for each group.
+        label: of the axis.
+    """
+    with plt.rc_context(_STYLE):
+        height = 0.8 / len(series)
+        figure, axes = plt.subplots(figsize=(6, 1.2 + 0.18 * len(groups) * (1 + len(series))))
+        rows = np.arange(len(groups))
+        for i, (name, values) in enumerate(series.items()):
+            lengths = [0.0 if v is None else v for v in values]
+            axes.barh(rows + (i + 0.5) * height - 0.4, lengths, height, label=name)
+        axes.set_yticks(rows, groups)
+        axes.set(xlabel=label, xlim=(0, 101))
+        axes.invert_yaxis()
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12),
+                    ncols=3)  # fmt: skip
+        return _svg(figure)
+
+
 def alike(path: Path, found: Audit, keyframes: Sequence[Keyframe]) -> None:
     """Pairs of stretches that look alike, written as PNG or SVG by suffix.
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML file for a run, or for an ablation."""
+"""One self-contained HTML file for a run, an ablation or a suite of image sets."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ from hashvpr_ros.evaluation import plots
 from hashvpr_ros.evaluation.ablation import Ablation, Way
 from hashvpr_ros.evaluation.evaluate import KS
 from hashvpr_ros.evaluation.run_result import Answer, RunResult
+from hashvpr_ros.evaluation.suite import SetResult, means, table_of
 from hashvpr_ros.replacing import replacing
 
 _GALLERY = 9
 _IMAGE_WIDTH = 240
+SUITE_NOTE = (
+    "Recall, precision and closed in percent; closed: share of the revisits with a correct "
+    "closure; position error: median, in frames. A mean is over the sets that have a value."
+)
 _OVERALL = "published to answered, median"
 
 
@@ -143,6 +148,66 @@ def _row(way: dict[str, Any]) -> tuple[str, ...]:
         f"{latency['p95']:.2f}",
         f"{size['resident']:.0f}",
         f"{size['stored']:.0f}",
+    )
+
+
+def write_suite(
+    results: Sequence[SetResult],
+    baselines: Sequence[str],
+    compared: Sequence[str],
+    path: Path,
+    machine: str,
+    info: EngineInfo,
+    settings: dict[str, Any],
+) -> None:
+    """Write the report of a suite.
+
+    Args:
+        baselines, compared: see `suite.table_of`.
+        settings: to print.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    done = [r for r in results if not r.error]
+    rows = [r.row() for r in done]
+    mean = means(rows)
+    names = [r.name for r in done]
+    methods = {
+        "re-ranked": "recall_at_1",
+        "binary only": "recall_at_1_binary",
+        **{key.upper(): key for key in baselines},
+        **{name: name for name in compared},
+    }
+    decisions = {"precision": "precision_percent", "revisits closed": "closed_percent"}
+    head, *table = table_of(results, baselines, compared)
+    failed = "".join(f" {r.name} failed: {r.error}." for r in results if r.error)
+    _write(
+        path,
+        title=f"{len(done)} image sets",
+        subtitle=f"{info.name}, fingerprint {info.fingerprint[:12]}. {machine}.",
+        cards=[
+            ("mean R@1", _percent(mean.get("recall_at_1"))),
+            ("mean precision of closures", _percent(mean.get("precision_percent"))),
+            ("mean revisits closed", _percent(mean.get("closed_percent"))),
+        ],
+        plots=[
+            (title, plots.bars(names, {k: [r[c] for r in rows] for k, c in chosen.items()}, label))
+            for title, chosen, label in (
+                ("R@1", methods, "R@1 (%)"),
+                ("Loop closures at the defaults", decisions, "percent"),
+            )
+        ],
+        galleries=[],
+        tables=[
+            {
+                "title": "All sets",
+                "head": head,
+                "rows": table,
+                "note": f"{SUITE_NOTE}{failed}",
+            }
+        ],
+        settings={"engine": dataclasses.asdict(info), "machine": machine, **settings},
     )
 
 
