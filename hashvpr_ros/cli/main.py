@@ -18,7 +18,7 @@ COMMANDS = {
     "audit": "Which distant places of a map look alike.",
     "calibrate": "Fit how sure matches with a map are.",
     "query": "Ask which places of a map images show.",
-    "evaluate": "Measure recall and latency on a folder with ground truth.",
+    "evaluate": "Measure recall, loop closures and latency on image sets.",
     "replay": "Run the node's code on a bag, offline; or the node itself.",
     "explain": "Say why a match was or was not made, from recorded ledgers.",
     "bench": "Measure search, engine and node beside the bare libraries.",

@@ -237,6 +237,8 @@ def bars(groups: Sequence[str], series: dict[str, Sequence[float | None]], label
         for i, (name, values) in enumerate(series.items()):
             lengths = [0.0 if v is None else v for v in values]
             axes.barh(rows + (i + 0.5) * height - 0.4, lengths, height, label=name)
+        axes.set_axisbelow(True)
+        axes.grid(visible=False, axis="y")
         axes.set_yticks(rows, groups)
         axes.set(xlabel=label, xlim=(0, 101))
         axes.invert_yaxis()
