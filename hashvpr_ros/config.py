@@ -178,29 +178,6 @@ class MatchingConfig:
         high=1.0,
         change=LIVE,
     )
-    geometric_check: bool = setting(
-        False,
-        "Accept a match only where corners (ORB) of the image and of the keyframe's thumbnail "
-        "obey one epipolar geometry; keyframes without a thumbnail are never accepted then. "
-        "docs/evaluation.md has what it costs and gains.",
-        change=LIVE,
-    )
-    min_inliers: int = setting(
-        15,
-        "With `geometric_check`: corners that must obey it.",
-        low=8,
-        high=500,
-        change=LIVE,
-    )
-    field_of_view_rad: float = setting(
-        1.2,
-        "With `geometric_check`: horizontal field of view of the cameras, which are taken for "
-        "pinholes.",
-        unit="rad",
-        low=0.1,
-        high=3.0,
-        change=LIVE,
-    )
 
 
 @dataclass(frozen=True)

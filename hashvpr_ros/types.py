@@ -36,7 +36,6 @@ class Reason(str, Enum):
     NOT_DISTINCT = "not_distinct"  # below the target, and another place looks as much alike
     NO_SEQUENCE_SUPPORT = "no_sequence_support"  # the images before it point elsewhere
     ODOMETRY_CONFLICT = "odometry_conflict"  # by odometry the robot can be at no candidate
-    TOO_FEW_INLIERS = "too_few_inliers"  # the geometric check does not bear the match out
     REJECTED = "rejected"  # the back end has rejected the candidates that odometry allows
     OUTVOTED = "outvoted"  # another camera of the instant is surer of another place
     NO_CANDIDATE = "no_candidate"  # the map holds nothing outside the excluded recent past
@@ -125,15 +124,6 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """What corners say of how a query's camera lies to that of a keyframe; without scale."""
-
-    inliers: int  # corners that obey one epipolar geometry
-    turn_rad: float | None = None  # how it is turned, to the left; None: too few corners
-    bearing_rad: float | None = None  # where it stands, to the left of where the keyframe looks
-
-
-@dataclass(frozen=True)
 class Hypothesis:
     """A place that a query image may show."""
 
@@ -146,18 +136,12 @@ class Hypothesis:
     # How the robot is turned against that which made the keyframe, -pi to pi; None: unknown.
     relative_heading_rad: float | None = None
     votes: int = 1  # cameras of the instant whose best hypothesis is of this place
-    geometry: Geometry | None = None  # None: not checked, or there was nothing to check
 
-    def relation(self) -> dict[str, bool | int | float]:
+    def relation(self) -> dict[str, bool | float]:
         """How the query lies to the keyframe, by the fields that messages have for it."""
-        geometry = Geometry(-1) if self.geometry is None else self.geometry
         return {
             "has_relative_heading": self.relative_heading_rad is not None,
             "relative_heading": float(self.relative_heading_rad or 0.0),
-            "inliers": geometry.inliers,
-            "has_geometry": geometry.turn_rad is not None,
-            "turn": float(geometry.turn_rad or 0.0),
-            "bearing": float(geometry.bearing_rad or 0.0),
         }
 
 
@@ -181,7 +165,6 @@ class StageTimes:
     search_ms: float = 0.0
     rerank_ms: float = 0.0
     temporal_ms: float = 0.0  # filter, sequence and verdict
-    geometry_ms: float = 0.0  # the geometric check, where it is asked for
     store_ms: float = 0.0  # keyframe selection and writing, the periodic commit included
 
     def by_stage(self) -> dict[str, float]:
@@ -191,7 +174,7 @@ class StageTimes:
     @property
     def matching_ms(self) -> float:
         """From the descriptor to the decision."""
-        return self.search_ms + self.rerank_ms + self.temporal_ms + self.geometry_ms
+        return self.search_ms + self.rerank_ms + self.temporal_ms
 
     @property
     def outside_engine_ms(self) -> float:

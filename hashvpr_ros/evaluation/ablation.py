@@ -228,18 +228,6 @@ def ablate(
                         {"matching.temporal": temporal, "matching.top_k": depth},
                     )
                 )  # fmt: skip
-            ways.append(
-                _by_recognizer(
-                    place_map, engine, queries, sizes, "geometric",
-                    "+ sequence, filter, geometric check",
-                    {
-                        "matching.temporal": "both",
-                        "matching.top_k": depth,
-                        "matching.geometric_check": True,
-                    },
-                    dataset.queries,
-                )
-            )  # fmt: skip
             similarity = queries[1] @ held.T
     for key in baselines:
         done = evaluate_baseline(
@@ -309,16 +297,14 @@ def _by_recognizer(
     key: str,
     label: str,
     settings: dict[str, Any],
-    images: Sequence[Path] = (),
 ) -> Way:
-    """The very recognizer of the node, in mode localization; with images, it sees those."""
+    """The very recognizer of the node, in mode localization."""
     temporal = settings["matching.temporal"] != "none"
     recorded = RecordedEngine(engine.info, *queries)
     recognizer = Recognizer(recorded, place_map, from_flat(settings), mode=Mode.LOCALIZATION)
     ranked, scores, times, accepted = [], [], [], []
     for i in range(len(queries[0])):
-        image = read_image(images[i]) if images else recorded.blank
-        decision = recognizer.process(image, (i + 1) * 10**9)
+        decision = recognizer.process(recorded.blank, (i + 1) * 10**9)
         first = [h.keyframe.id - 1 for h in decision.hypotheses]
         rest = [c.keyframe_id - 1 for c in decision.candidates]
         # What is likeliest comes first, then the candidates in the order of their similarity.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Set
-from pathlib import Path
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashvpr_ros.config import Config
-from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.evaluation.ground_truth import TruthByStamp
 from hashvpr_ros.evaluation.metrics import expected_calibration_error, median_p95
 from hashvpr_ros.evaluation.recorded import RecordedEngine
@@ -37,7 +34,6 @@ def index_of(stamp_ns: int) -> int:
 def localize(
     place_map: PlaceMap,
     engine: RecordedEngine,
-    queries: Sequence[Path],
     positives: Sequence[set[int]],
 ) -> list[Answer]:
     """Play the queries to the node's recognizer in mode localization, 1 s apart, without poses.
@@ -45,7 +41,6 @@ def localize(
     Args:
         place_map: its keyframes are the references, in order, with the stamps of `stamp_of`.
         engine: gives the descriptors of the queries.
-        queries: image files; they are read only where the configuration checks geometry.
         positives: correct references of each query.
 
     Returns:
@@ -54,8 +49,8 @@ def localize(
     first = len(place_map)
     recognizer = Recognizer(engine, place_map, Config(), mode=Mode.LOCALIZATION)
     answers = [
-        answer_of(recognizer.process(image, stamp_of(first + i)))
-        for i, image in enumerate(_images(engine, queries))
+        answer_of(recognizer.process(engine.blank, stamp_of(first + i)))
+        for i in range(len(positives))
     ]
     truth = TruthByStamp(
         {stamp_of(first + i): set(map(stamp_of, right)) for i, right in enumerate(positives)},
@@ -66,7 +61,6 @@ def localize(
 
 def drive(
     engine: RecordedEngine,
-    images: Sequence[Path],
     earlier: Sequence[set[int]],
     revisits: Sequence[bool],
 ) -> list[Answer]:
@@ -76,7 +70,6 @@ def drive(
 
     Args:
         engine: gives the descriptors of the images.
-        images: image files; they are read only where the configuration checks geometry.
         earlier: of each image, the earlier images that are correct matches.
         revisits: of each image, whether the robot is back at a place.
 
@@ -86,19 +79,13 @@ def drive(
     with PlaceMap.open("", engine.info.fingerprint, engine.info.feature_dim) as place_map:
         recognizer = Recognizer(engine, place_map, Config(), mode=Mode.SLAM)
         answers = [
-            answer_of(recognizer.process(image, stamp_of(i)))
-            for i, image in enumerate(_images(engine, images))
+            answer_of(recognizer.process(engine.blank, stamp_of(i))) for i in range(len(earlier))
         ]
     truth = TruthByStamp(
         {stamp_of(i): set(map(stamp_of, right)) for i, right in enumerate(earlier)},
         {stamp_of(i) for i, revisit in enumerate(revisits) if revisit},
     )
     return judge(answers, truth)
-
-
-def _images(engine: RecordedEngine, paths: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
-    seen = Config().matching.geometric_check
-    return (read_image(path) if seen else engine.blank for path in paths)
 
 
 def closures(answers: Sequence[Answer], correct: Sequence[Set[int]]) -> dict[str, Any]:

@@ -174,9 +174,9 @@ def evaluate(
             ranked = _search(task, place_map, codes, features, top_k)
             recorded = RecordedEngine(info, codes, features)
             if task.is_drive:
-                answers = closures.drive(recorded, task.queries, task.correct, task.revisits)
+                answers = closures.drive(recorded, task.correct, task.revisits)
             else:
-                answers = closures.localize(place_map, recorded, task.queries, task.correct)
+                answers = closures.localize(place_map, recorded, task.correct)
             resident = place_map.index_bytes_per_place
         stored = path.stat().st_size / max(len(task.references), 1)
     return Evaluation(

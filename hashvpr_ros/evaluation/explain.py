@@ -18,8 +18,6 @@ _REASONS = {
     "no_sequence_support": "too few of the preceding views lead to the best place "
     "(matching.min_sequence_support): it is the first view of a revisit, or alike by chance",
     "rejected": "the back end has rejected this pair of places before, on ~/verdicts",
-    "too_few_inliers": "fewer corners of the image and the keyframe's thumbnail obey one geometry "
-    "than matching.min_inliers asks, or it has no thumbnail",
     "outvoted": "another camera of the same instant is surer of another place",
     "odometry_conflict": "by odometry the robot can be at none of the candidates "
     "(matching.max_drift); where odometry drifts more than that, raise it",

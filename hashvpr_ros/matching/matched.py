@@ -19,7 +19,6 @@ class Matched:
     search_ms: float = 0.0
     rerank_ms: float = 0.0
     temporal_ms: float = 0.0
-    geometry_ms: float = 0.0
     newest_allowed_ns: int | None = None  # keyframes stamped later were too recent
     entries: tuple[LedgerEntry, ...] = ()  # of all candidates, where a ledger is asked for
 

@@ -16,7 +16,6 @@ from hashvpr_ros.matching.bayes import likelihood_ratios
 from hashvpr_ros.matching.choice import Choice, choose
 from hashvpr_ros.matching.distinct import SamePlaces, distinctness
 from hashvpr_ros.matching.finder import Finder, Found, Recent
-from hashvpr_ros.matching.geometry import GeometricCheck
 from hashvpr_ros.matching.ledger import judge_candidates
 from hashvpr_ros.matching.matched import Matched, vote
 from hashvpr_ros.matching.odometer import Odometer, spacing_of
@@ -50,7 +49,6 @@ class Matcher:
         self.headings_rad: Mapping[str, float] = {}  # of cameras in the robot, as far as known
         self._probability = probability
         self._same_places = SamePlaces()
-        self._geometry = GeometricCheck()
         self._map_spacing_m: float | None = None  # 0 where it cannot be known
         self.reset()
 
@@ -83,7 +81,6 @@ class Matcher:
         pose: Pose | None,
         *,
         exclude: bool,
-        images: Mapping[str, NDArray[np.uint8]],
     ) -> dict[str, Matched]:
         """Judge the images of an instant.
 
@@ -92,7 +89,6 @@ class Matcher:
             stamps_ns: of the images by camera.
             stamp_ns: of the instant.
             exclude: leave out the recent past of the session that is recorded.
-            images: by camera, for the geometric check, which one that is missing does not pass.
         """
         matching = self.config.matching
         moved = self.odometer.move(pose)
@@ -110,7 +106,6 @@ class Matcher:
         codes = {camera: d.code for camera, d in descriptors.items()}
         track.begin(stamp_ns, codes, moved, self._spacing_m())
         matched = self._judge(descriptors, track, matching.max_hypotheses)
-        matched = {c: self._check(images.get(c), m) for c, m in matched.items()}
         for camera, m in matched.items():
             best = m.hypotheses[0] if m.hypotheses else None
             track.views(camera).add(
@@ -133,23 +128,6 @@ class Matcher:
                 )
         self._anchor(matched, stamp_ns)
         return matched
-
-    def _check(self, image: NDArray[np.uint8] | None, matched: Matched) -> Matched:
-        """Let corners bear an accepted match out, or refuse it, where that is asked for."""
-        matching = self.config.matching
-        if not matching.geometric_check or matched.reason is not Reason.ACCEPTED:
-            return matched
-        started = time.perf_counter()
-        best = matched.hypotheses[0]
-        thumbnail = self.map.thumbnail(best.keyframe.id)
-        geometry = self._geometry.compare(image, thumbnail, matching.field_of_view_rad)
-        enough = geometry is not None and geometry.inliers >= matching.min_inliers
-        return replace(
-            matched,
-            reason=Reason.ACCEPTED if enough else Reason.TOO_FEW_INLIERS,
-            hypotheses=(replace(best, geometry=geometry), *matched.hypotheses[1:]),
-            geometry_ms=1e3 * (time.perf_counter() - started),
-        )
 
     def _anchor(self, matched: Mapping[str, Matched], stamp_ns: int) -> None:
         """Let odometry know of the surest accepted match whose direction is known."""
@@ -206,17 +184,14 @@ class Matcher:
         places = self.map.places_of(np.array([keyframe.id, *(c.keyframe_id for c in found)]))
         return places[1:][self._finder.at_first(places)[1:]].tolist()
 
-    def match_alone(
-        self, descriptor: Descriptor, camera: str, count: int, image: NDArray[np.uint8]
-    ) -> Matched:
+    def match_alone(self, descriptor: Descriptor, camera: str, count: int) -> Matched:
         """Judge one image by itself against the whole map; nothing is remembered.
 
         Args:
             count: hypotheses at most.
-            image: for the geometric check.
         """
         self._recent, self._now_ns = Recent(), None
-        return self._check(image, self._judge({camera: descriptor}, None, count)[camera])
+        return self._judge({camera: descriptor}, None, count)[camera]
 
     def stored(
         self,

@@ -186,9 +186,8 @@ class Recognizer:
                 matched = dict.fromkeys(images, Matched(Reason.MAPPING_ONLY))
             else:
                 matched = self._matcher.match(
-                    descriptors, stamps_ns, stamp_ns, pose,
-                    exclude=self._mode is Mode.SLAM, images=images,
-                )  # fmt: skip
+                    descriptors, stamps_ns, stamp_ns, pose, exclude=self._mode is Mode.SLAM
+                )
             decisions = {}
             for camera, (descriptor, times) in described.items():
                 m = matched[camera]
@@ -264,7 +263,7 @@ class Recognizer:
             if len(self._peers) > _MOST_PEERS:
                 del self._peers[next(iter(self._peers))]
             matched = matcher.match(
-                {camera: descriptor}, {camera: stamp_ns}, stamp_ns, pose, exclude=False, images={}
+                {camera: descriptor}, {camera: stamp_ns}, stamp_ns, pose, exclude=False
             )[camera]
             decision = self._decision(stamp_ns, camera, descriptor, matched, StageTimes())
             return dataclasses.replace(decision, pose=pose, session=session)
@@ -275,12 +274,12 @@ class Recognizer:
         """Recognise one image by itself; changes neither the map nor what is remembered.
 
         The whole map is searched, and no preceding image supports the answer. It is accepted where
-        this image alone is distinct enough, and passes the geometric check if there is one.
+        this image alone is distinct enough.
         """
         with self._lock:
             descriptor, times = self._describe({camera: image})[camera]
             count = max_hypotheses or self._config.matching.max_hypotheses
-            matched = self._matcher.match_alone(descriptor, camera, count, image)
+            matched = self._matcher.match_alone(descriptor, camera, count)
             return self._decision(0, camera, descriptor, matched, times)
 
     def _decision(
@@ -305,7 +304,6 @@ class Recognizer:
                 search_ms=matched.search_ms,
                 rerank_ms=matched.rerank_ms,
                 temporal_ms=matched.temporal_ms,
-                geometry_ms=matched.geometry_ms,
             ),
         )
 

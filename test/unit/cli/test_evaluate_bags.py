@@ -53,7 +53,7 @@ def test_every_way_on_two_bags_with_a_report(run, drives, tmp_path):
     assert 40 <= result["queries"] <= 46 and 40 <= result["references"] <= 46
     assert f"{result['queries']} queries, {result['references']} references" in out
     ways = result["ways"]
-    assert {"hash", "float", "rerank_100", "sequence", "filter", "both", "geometric"} <= set(ways)
+    assert {"hash", "float", "rerank_100", "sequence", "filter", "both"} <= set(ways)
     # Within 4 m are nine of 45 references: chance finds a fifth.
     assert ways["both"]["recall"]["1"] > 80 and ways["float"]["recall"]["1"] > 60
     assert "data:image" in report.read_text()

@@ -37,7 +37,7 @@ def test_the_same_decisions_each_time_and_the_report(run, laps, tmp_path):
     assert result["digest"] == hashlib.sha256(lines).hexdigest() and result["digest"] in out
     assert result["images"] == sum(result["reasons"].values()) == 44
     assert 15 < result["revisits"] < 30 and result["recall_at_1"] > 80
-    stages = {"preprocess", "engine", "search", "rerank", "temporal", "geometry", "store"}
+    stages = {"preprocess", "engine", "search", "rerank", "temporal", "store"}
     assert set(result["latency_ms"]) == stages
     page = (first / "report.html").read_text()
     assert "<svg" in page and "data:image/jpeg" in page and "http" not in page.split("<svg")[0]

@@ -10,7 +10,7 @@ from hashvpr_ros.evaluation.recorded import RecordedEngine
 
 KEYS = [
     "hash", "float", "rerank_10", "rerank_50", "rerank_100", "sequence", "filter", "both",
-    "geometric", "orb", "hog", "vlad",
+    "orb", "hog", "vlad",
 ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_every_way_has_its_numbers(summary):
         assert (
             ("closures" in way)
             == ("calibration_error" in way)
-            == (key in ("sequence", "filter", "both", "geometric"))
+            == (key in ("sequence", "filter", "both"))
         )
 
 
@@ -59,12 +59,6 @@ def test_what_time_adds_beats_single_images(summary):
     assert ways["both"]["recall"]["1"] > ways["float"]["recall"]["1"]
     assert ways["both"]["closures"]["accepted"] > 5
     assert ways["both"]["closures"]["precision"] == 100.0
-
-
-def test_the_geometric_check_takes_closures_away_and_adds_none(result):
-    both, checked = (w for w in result.ways if w.key in ("both", "geometric"))
-    assert sum(checked.accepted) < sum(both.accepted)
-    assert all(b for b, c in zip(both.accepted, checked.accepted, strict=True) if c)
 
 
 def test_the_network_beats_what_does_without(summary):

@@ -167,17 +167,3 @@ def test_images_that_show_one_place_for_long_are_no_revisits(tmp_path):
     summary = evaluate(DriveFolder(tmp_path), ByPlace()).summary()
     assert summary["closures"]["revisits"] == 0
     assert summary["closures"]["accepted"] == summary["closures"]["correct"]
-
-
-def test_the_geometric_check_sees_the_images(laps, monkeypatch):
-    folder, labels = laps
-    np.save(folder / "places.npy", labels)
-    seen = []
-    monkeypatch.setattr(closures, "read_image", lambda path: seen.append(path) or np.zeros(
-        (8, 8, 3), np.uint8))  # fmt: skip
-    from hashvpr_ros.config import from_flat
-
-    monkeypatch.setattr(closures, "Config", lambda: from_flat({"matching.geometric_check": True}))
-    done = evaluate(DriveFolder(folder), ByPlace())
-    assert seen == done.task.queries
-    assert not any(a.accepted for a in done.answers)  # black images have no corners

@@ -54,9 +54,7 @@ def drive(matcher, world, places, *, poses=True, start_s=0, noise=1.0):
         descriptor, stamp_ns = world.view(place, noise), (start_s + i) * S
         pose = world.pose(place) if poses else None
         stamps_ns = {"camera": stamp_ns}
-        matched = matcher.match(
-            {"camera": descriptor}, stamps_ns, stamp_ns, pose, exclude=True, images={}
-        )
+        matched = matcher.match({"camera": descriptor}, stamps_ns, stamp_ns, pose, exclude=True)
         id_ = matcher.map.add(camera="camera", stamp_ns=stamp_ns, pose=pose, descriptor=descriptor)
         matcher.stored({"camera": id_}, stamps_ns, stamp_ns, matched)
         matches.append(matched["camera"])
@@ -168,17 +166,12 @@ def test_one_image_by_itself_changes_nothing(place_map):
     matcher = make(place_map)
     drive(matcher, world, range(200))
     before = matcher._track.filter.support.tolist()
-    image = np.zeros((60, 80, 3), np.uint8)
-    matched = matcher.match_alone(world.view(60, 0.1), "camera", 3, image)
+    matched = matcher.match_alone(world.view(60, 0.1), "camera", 3)
     assert abs(matched.hypotheses[0].keyframe.id - 61) <= 2
     # It can have no support by images before, and needs none; it must be the clearer.
     assert matched.reason is Reason.ACCEPTED
-    unclear = matcher.match_alone(world.view(60, 2.5), "camera", 3, image)
+    unclear = matcher.match_alone(world.view(60, 2.5), "camera", 3)
     assert unclear.reason in (Reason.BELOW_TARGET, Reason.NOT_DISTINCT)
-    checked = make(place_map, matching__geometric_check=True).match_alone(
-        world.view(60, 0.1), "camera", 3, image
-    )
-    assert checked.reason is Reason.TOO_FEW_INLIERS
     assert matcher._track.filter.support.tolist() == before
 
 
@@ -192,9 +185,7 @@ def test_a_standing_robot_gains_no_evidence(place_map):
         assert len(start) == 150
         descriptor, pose = world.view(30), world.pose(30) if poses else None
         stood = [
-            matcher.match({"camera": descriptor}, {"camera": t}, t, pose, exclude=True, images={})[
-                "camera"
-            ]
+            matcher.match({"camera": descriptor}, {"camera": t}, t, pose, exclude=True)["camera"]
             for t in range(400 * S, 460 * S, S)
         ]
         masses = [m.hypotheses[0].probability for m in stood]
@@ -278,7 +269,7 @@ def test_odometry_that_has_died_vouches_for_no_match(place_map):
     ):
         descriptor, stamp_ns = world.view(place), i * S
         matched = matcher.match(
-            {"camera": descriptor}, {"camera": stamp_ns}, stamp_ns, pose, exclude=True, images={}
+            {"camera": descriptor}, {"camera": stamp_ns}, stamp_ns, pose, exclude=True
         )
         id_ = place_map.add(camera="camera", stamp_ns=stamp_ns, pose=pose, descriptor=descriptor)
         matcher.stored({"camera": id_}, {"camera": stamp_ns}, stamp_ns, matched)
