@@ -33,7 +33,7 @@ def setting(
         "high": high,
         "choices": choices,
         "change": change,
-        "items": items,  # of a list
+        "items": items,  # of a list: str, float, or a dataclass of settings
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=meta)
@@ -52,7 +52,7 @@ class Setting:
     high: float | None
     choices: tuple[str, ...]
     change: str  # LIVE, CONFIGURE or START
-    items: type  # of what a list is: str or float
+    items: type  # of a list: str, float, or a dataclass of settings
 
 
 def settings(group: Any, prefix: str = "") -> Iterator[Setting]:
@@ -86,7 +86,21 @@ def problem_with(setting: Setting, value: Any) -> str:
     return ""
 
 
+def _problem_with_groups(setting: Setting, value: Any) -> str:
+    known = ", ".join(f.name for f in dataclasses.fields(setting.items))
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, Mapping) for v in value):
+        return f"{setting.name} must be a list of mappings with some of {known}, not {value!r}"
+    for number, item in enumerate(value):
+        try:
+            with_values(setting.items(), item)
+        except ConfigError as e:
+            return f"entry {number} of {setting.name}: {e}"
+    return ""
+
+
 def _problem_with_list(setting: Setting, value: Any) -> str:
+    if dataclasses.is_dataclass(setting.items):
+        return _problem_with_groups(setting, value)
     numbers = setting.items is float
     what = "numbers" if numbers else "strings"
     kinds = (int, float) if numbers else (str,)
@@ -123,7 +137,9 @@ def with_values(config: _Group, values: Mapping[str, Any]) -> _Group:
         if isinstance(known[name].default, float):
             value = float(value)
         elif isinstance(known[name].default, list):
-            value = [known[name].items(v) for v in value]
+            make = known[name].items
+            group_items = dataclasses.is_dataclass(make)
+            value = [with_values(make(), v) if group_items else make(v) for v in value]
         group, _, leaf = name.rpartition(".")
         (groups.setdefault(group, {}) if group else top)[leaf] = value
     for group, leaves in groups.items():

@@ -53,7 +53,7 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
     settings = read_config(config, dict(change_of(c) for c in changes))
     trainer = Trainer(settings, branch, resume=resume, bar=_bars())
     click.echo(
-        f"{trainer.network.name}, {branch} branch: {len(trainer.places)} places, "
+        f"{trainer.network.name}, {branch} branch: {len(trainer.images.places)} places, "
         f"{settings.data.height}x{settings.data.width}, on {trainer.device.type} ({machine()})"
     )
     model = settings.model
@@ -82,9 +82,12 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
     for epoch in trainer.epochs():
         recall = ", ".join(f"R@{k} {v:.1f}" for k, v in epoch.recall.items())
         mark = " *" if epoch.best else ""
-        click.echo(
-            f"epoch {epoch.number}: loss {epoch.loss:.4f}{', ' * bool(recall)}{recall}{mark}"
-        )
+        if epoch.loss is None:
+            click.echo(f"start: {recall}" if recall else "start")
+        else:
+            click.echo(
+                f"epoch {epoch.number}: loss {epoch.loss:.4f}{', ' * bool(recall)}{recall}{mark}"
+            )
         history.append({"epoch": epoch.number, "loss": epoch.loss, "recall": epoch.recall})
         write_json(trainer.folder / HISTORY, history)
     trainer.finish()
@@ -100,12 +103,13 @@ def _history(path: Path, before: int) -> list[dict[str, Any]]:
 
 
 def _trained_and_validated(trainer: Any) -> int:
-    """How many images of the validation set are among those to train on."""
-    if trainer.validation is None:
-        return 0
+    """How many images of the validation sets are among those to train on."""
     resolve = functools.cache(Path.resolve)
-    trained = {resolve(p.parent) / p.name for place in trainer.places for p in place}
-    return sum(resolve(p.parent) / p.name in trained for p in trainer.validation.paths)
+    trained = {resolve(p.parent) / p.name for p in trainer.images.paths}
+    validated = {
+        resolve(p.parent) / p.name for one in trainer.validations for p in one.dataset.paths
+    }
+    return len(trained & validated)
 
 
 def _bars() -> Callable[[int, str], Callable[[int], object]]:

@@ -9,6 +9,7 @@ interpolation of the position embeddings is left to the runtime, whose bicubic d
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from hashvpr_ros.model.adapters import ConvNormRelu, MultiConv, TokenAdapter
 from hashvpr_ros.model.dinov2 import DinoV2, grid_of
-from hashvpr_ros.model.lite import LiteBranch, MapAdapter, unit
+from hashvpr_ros.model.lite import LiteSide, MapAdapter
 from hashvpr_ros.model.pooling import GeM
 
 
@@ -190,25 +191,26 @@ class _PlainEncoderLayer(nn.Module):
         return self.norm2(x + self.linear2(functional.relu(self.linear1(x))))
 
 
-class _HalfLiteBranch(nn.Module):
-    """`LiteBranch` with weights that float16 holds, so that the file can store them as such."""
+class _FoldedLiteSide(nn.Module):
+    """`LiteSide` without the adapters that add nothing."""
 
-    def __init__(self, branch: LiteBranch) -> None:
+    def __init__(self, side: LiteSide) -> None:
         super().__init__()
-        self.register_buffer("weight", branch.head.weight.T.contiguous().half().float())
-        self.register_buffer("bias", branch.head.bias.detach().clone())
-        if hasattr(branch, "side"):
-            self.side = branch.side
+        first, second = (None if a.adds_nothing else _FoldedMapAdapter(a) for a in side.adapters)
+        self.first, self.second, self.between = first, second, side.between
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        return unit(pooled @ self.weight + self.bias)
+    def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
+        x, later = stages
+        y = x if self.first is None else x + self.first(x)
+        if self.second is None:
+            return [y, later]
+        return [y, later + self.second(later + self.between(y))]
 
 
 # An encoder layer stands before the attention inside it.
 _REPLACED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (TokenAdapter, _FoldedTokenAdapter),
-    (MapAdapter, _FoldedMapAdapter),
+    (LiteSide, _FoldedLiteSide),
     (nn.TransformerEncoderLayer, _PlainEncoderLayer),
     (nn.MultiheadAttention, _PlainAttention),
-    (LiteBranch, _HalfLiteBranch),
 )

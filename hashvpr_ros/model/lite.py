@@ -1,7 +1,7 @@
-"""The lite network: frozen EfficientNet-Lite0, a side network of MultiConv adapters, two branches.
+"""The lite network: frozen EfficientNet-Lite2, adapters beside it, NetVLAD, two linear layers.
 
-What is learned in closed form (training.lite_start) stands in `head` and `code`; the adapters
-begin by adding nothing, so that training starts from the classical descriptor.
+The pooling and both linear layers are learned in closed form (training.lite_start). The adapters
+start at zero, so training starts from the closed-form descriptor.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from torch.nn import functional
 
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.model.adapters import MultiConv
-from hashvpr_ros.model.efficientnet_lite import EfficientNetLite0, channels
+from hashvpr_ros.model.efficientnet_lite import EfficientNetLite, channels
+from hashvpr_ros.model.pooling import NetVlad
 from hashvpr_ros.types import CODE_BITS
 
-TAPS = (6, 13)
-GRID = (3, 4)
+VARIANT = 2  # of EfficientNet-Lite
+TAPS = (10, 14)  # blocks whose outputs are pooled
+CENTRES = 32  # of each NetVLAD
 FEATURE_DIM = 640
-_ADAPTER_WIDTHS = (48, 64)
-# Of a descriptor: the grid of the first tap as it is, and of both with each channel normalised.
-POOLED_DIM = GRID[0] * GRID[1] * (2 * channels(TAPS[0]) + channels(TAPS[1]))
+STRIDE = 16  # pixels of the image for one cell of a map
+_TAP_WEIGHTS = (0.7, 1.0)
+_ADAPTER_WIDTH = 48
+_ROOT_EPSILON = 1e-6  # keeps the gradient of the square root finite
+POOLED_DIM = CENTRES * sum(channels(VARIANT, t) + 1 for t in TAPS)
 
 
 class MapAdapter(MultiConv):
@@ -41,6 +45,12 @@ class MapAdapter(MultiConv):
         assert self.up.bias is not None
         nn.init.zeros_(self.up.bias)
 
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether its output is zero for every input, as at the start of training."""
+        assert self.up.bias is not None
+        return not bool(self.up.weight.any()) and not bool(self.up.bias.any())
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, h, w] to the same."""
         down = functional.relu(self.down(x))
@@ -48,47 +58,22 @@ class MapAdapter(MultiConv):
 
 
 class LiteSide(nn.Module):
-    """The stream y beside both stages: y = x + adapter(x + what y was at the stage before)."""
+    """The stream y beside both maps: y = x + adapter(x + y of the map before)."""
 
     def __init__(self) -> None:
         super().__init__()
-        first, second = (channels(t) for t in TAPS)
-        self.adapters = nn.ModuleList(
-            MapAdapter(c, w) for c, w in zip((first, second), _ADAPTER_WIDTHS, strict=True)
-        )
+        first, second = (channels(VARIANT, t) for t in TAPS)
+        self.adapters = nn.ModuleList(MapAdapter(c, _ADAPTER_WIDTH) for c in (first, second))
         self.between = nn.Conv2d(first, second, 1)
         nn.init.zeros_(self.between.weight)
         assert self.between.bias is not None
         nn.init.zeros_(self.between.bias)
 
     def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """[N, 80, h, w] and [N, 192, h / 2, w / 2] to the same."""
+        """[N, 88, h, w] and [N, 120, h, w] to the same."""
         x, later = stages
         y = x + self.adapters[0](x)
-        carried = self.between(functional.avg_pool2d(y, 2))
-        return [y, later + self.adapters[1](later + carried)]
-
-
-def pool(maps: Sequence[Tensor]) -> Tensor:
-    """Grids of both maps, L2-normalised part by part and as a whole, float32 [N, POOLED_DIM].
-
-    A channel less its mean over the image, divided by its deviation there, says where in the
-    image something is rather than how much of it: light and weather change the latter.
-    """
-    first, second = maps
-    cells, later_cells = _grid(first), _grid(second)
-    parts = [cells, _contrast(first, cells), _contrast(second, later_cells)]
-    return torch.cat([unit(p.flatten(1)) for p in parts], 1) * len(parts) ** -0.5
-
-
-def _grid(x: Tensor) -> Tensor:
-    return functional.avg_pool2d(x, (int(x.shape[2]) // GRID[0], int(x.shape[3]) // GRID[1]))
-
-
-def _contrast(x: Tensor, cells: Tensor) -> Tensor:
-    # The cells are of one size, so that their mean is that of the map.
-    mean = cells.mean((2, 3), keepdim=True)
-    return (cells - mean) / ((x - mean).square().mean((2, 3), keepdim=True) + 1e-3).sqrt()
+        return [y, later + self.adapters[1](later + self.between(y))]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -96,27 +81,47 @@ def unit(x: Tensor) -> Tensor:
     return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
-class LiteBranch(nn.Module):
-    """A linear layer on the pooled maps, L2-normalised."""
-
-    def __init__(self, output_dim: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(POOLED_DIM, output_dim)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        return unit(self.head(pooled))
-
-
-class LiteFloatBranch(LiteBranch):
-    """The side network and the head behind it."""
+class LiteFloatBranch(nn.Module):
+    """Adapters, NetVLAD of both maps, signed square root, linear layer, L2."""
 
     def __init__(self) -> None:
-        super().__init__(FEATURE_DIM)
+        super().__init__()
         self.side = LiteSide()
+        self.pools = nn.ModuleList(NetVlad(channels(VARIANT, t), CENTRES) for t in TAPS)
+        self.head = nn.Linear(POOLED_DIM, FEATURE_DIM)
+
+    def pool(self, stages: Sequence[Tensor]) -> Tensor:
+        """The maps [N, C, h, w] to the pooled descriptor [N, POOLED_DIM].
+
+        The signed square root damps repeated structure in an image.
+        """
+        total = sum(w * w for w in _TAP_WEIGHTS) ** 0.5
+        maps = self.side(stages)
+        parts = [
+            pool(y) * (weight / total)
+            for pool, y, weight in zip(self.pools, maps, _TAP_WEIGHTS, strict=True)
+        ]
+        x = torch.cat(parts, 1)
+        return x / (x.abs() + _ROOT_EPSILON).sqrt()
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """The backbone's maps to the feature [N, 640]."""
+        return unit(self.head(self.pool(stages)))
+
+
+class LiteHashBranch(nn.Module):
+    """A linear layer on the feature, L2-normalised; the code is its sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(FEATURE_DIM, CODE_BITS)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return unit(self.head(feature))
 
 
 class LiteNetwork(nn.Module):
-    """See the module. The hash branch stands on the float branch's side network, to spare time."""
+    """See the module. The hash branch takes the feature of the float branch."""
 
     pixel_mean = (127 / 255,) * 3
     pixel_std = (128 / 255,) * 3
@@ -125,14 +130,14 @@ class LiteNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = EfficientNetLite0(TAPS)
+        self.backbone = EfficientNetLite(VARIANT, TAPS)
         self.float_branch = LiteFloatBranch()
-        self.hash_branch: LiteBranch | None = None
+        self.hash_branch: LiteHashBranch | None = None
 
     def add_branch(self, branch: str) -> None:
-        """A new branch in the place of what was there."""
+        """A new branch that replaces the present one."""
         if branch == "hash":
-            self.hash_branch = LiteBranch(CODE_BITS)
+            self.hash_branch = LiteHashBranch()
         else:
             self.float_branch = LiteFloatBranch()
 
@@ -142,7 +147,7 @@ class LiteNetwork(nn.Module):
         return FEATURE_DIM
 
     def learning(self, branch: str) -> nn.Module:
-        """What of a branch is trained: of the float branch the side network, not the whitening."""
+        """The part that is trained: the adapters of the float branch, or the hash branch."""
         if branch == "float":
             return self.float_branch.side
         assert self.hash_branch is not None
@@ -150,10 +155,10 @@ class LiteNetwork(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ConfigError where images of this size, in pixels, cannot be described."""
-        if height % (32 * GRID[0]) or width % (32 * GRID[1]):
+        if height % STRIDE or width % STRIDE:
             raise ConfigError(
-                f"the lite network takes heights that are multiples of {32 * GRID[0]} and widths "
-                f"that are multiples of {32 * GRID[1]} pixels, not {height} x {width}"
+                f"the lite network takes heights and widths that are multiples of {STRIDE} "
+                f"pixels, not {height} x {width}"
             )
 
     def stages(self, images: Tensor) -> list[Tensor]:
@@ -163,7 +168,7 @@ class LiteNetwork(nn.Module):
             images: float32 [N, 3, H, W], normalised.
 
         Returns:
-            float32 [N, 80, H / 16, W / 16] and [N, 192, H / 32, W / 32].
+            float32 [N, 88, H / 16, W / 16] and [N, 120, H / 16, W / 16].
         """
         with torch.no_grad():
             maps: list[Tensor] = self.backbone(images)
@@ -171,16 +176,18 @@ class LiteNetwork(nn.Module):
 
     def branch(self, name: str, stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Feature [N, 640] of branch "float" or logits [N, 512] of "hash", L2-normalised."""
-        pooled = pool(self.float_branch.side(stages))
-        output: Tensor = getattr(self, f"{name}_branch")(pooled)
-        return output
+        feature: Tensor = self.float_branch(stages)
+        if name == "float":
+            return feature
+        assert self.hash_branch is not None
+        logits: Tensor = self.hash_branch(feature)
+        return logits
 
     def frozen(self, images: Tensor) -> Tensor:
-        """What the backbone says without any training: its maps pooled, [N, POOLED_DIM]."""
-        return pool(self.stages(images))
+        """What the backbone gives without any training: the means of its maps, [N, 208]."""
+        return torch.cat([x.mean((2, 3)) for x in self.stages(images)], 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Feature and hash logits, each L2-normalised; None without the hash branch."""
-        pooled = pool(self.float_branch.side(self.stages(images)))
-        logits = None if self.hash_branch is None else self.hash_branch(pooled)
-        return self.float_branch(pooled), logits
+        feature: Tensor = self.float_branch(self.stages(images))
+        return feature, None if self.hash_branch is None else self.hash_branch(feature)

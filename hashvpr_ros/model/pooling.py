@@ -1,6 +1,7 @@
-"""Aggregation of a map of local features into one: GeM, BoQ and SALAD.
+"""Aggregation of a map of local features into one descriptor.
 
-Each takes the patch map [N, D, h, w] and the class token [N, D], and returns [N, output_dim].
+GeM, BoQ and SALAD take the patch map [N, D, h, w] and the class token [N, D] of a vision
+transformer, and return [N, output_dim]. NetVLAD takes the map of a convolutional network.
 """
 
 from __future__ import annotations
@@ -150,6 +151,53 @@ class Salad(nn.Module):
             u = rows - torch.logsumexp(scores + v[:, None], 2)
             v = norm - torch.logsumexp(scores + u[:, :, None], 1)
         return (scores + u[:, :, None] + v[:, None] - norm).exp()[:, :-1]
+
+
+class NetVlad(nn.Module):
+    """NetVLAD (Arandjelovic et al., CVPR 2016) that knows the height of a feature in the image.
+
+    Each local feature is centred and L2-normalised; its row, from -1 (top) to 1 (bottom), is
+    appended. It is assigned to the centres by a softmax, and the sums of the differences to each
+    centre are normalised, first for each centre and then as a whole. The column of a feature does
+    not count, so a camera that turned or moved sideways sees nearly the same.
+
+    Args:
+        width: C, channels of the map.
+        centres: K.
+        position: weight of the row.
+        sharpness: of the assignment: alpha in 2 * alpha * (f . c - |c|^2 / 2).
+    """
+
+    def __init__(
+        self, width: int, centres: int = 32, position: float = 0.3, sharpness: float = 10.0
+    ) -> None:
+        super().__init__()
+        self.output_dim = centres * (width + 1)
+        self.position, self.sharpness = position, sharpness
+        self.mean = nn.Parameter(torch.zeros(width))
+        self.centres = nn.Parameter(functional.normalize(torch.randn(centres, width + 1)))
+
+    def local(self, x: Tensor) -> Tensor:
+        """The map [N, C, h, w] to its local features [N, h * w, C + 1]."""
+        rows, columns = int(x.shape[2]), int(x.shape[3])
+        features = x.flatten(2).transpose(1, 2) - self.mean
+        features = features / features.norm(dim=2, keepdim=True).clamp_min(1e-6)
+        heights = self.position * torch.linspace(-1, 1, rows, dtype=x.dtype, device=x.device)
+        heights = heights.repeat_interleave(columns)[None, :, None]
+        return torch.cat([features, _for_each(heights, features[:, :, :1])], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map [N, C, h, w] to [N, K * (C + 1)], L2-normalised."""
+        features = self.local(x)
+        half_norms = 0.5 * self.centres.square().sum(1)
+        assignment = torch.softmax(
+            features @ (2 * self.sharpness * self.centres).T - 2 * self.sharpness * half_norms, 2
+        )
+        residuals = assignment.transpose(1, 2) @ features
+        residuals = residuals - assignment.sum(1)[:, :, None] * self.centres
+        residuals = residuals / residuals.norm(dim=2, keepdim=True).clamp_min(1e-8)
+        # Every centre now has a norm of 1.
+        return residuals.flatten(1) * len(self.centres) ** -0.5
 
 
 AGGREGATIONS: dict[str, type[nn.Module]] = {"gem": GeM, "boq": BoQ, "salad": Salad}

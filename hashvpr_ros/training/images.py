@@ -19,7 +19,6 @@ from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.preprocess import resize
 from hashvpr_ros.errors import ConfigError, HashVprError
 from hashvpr_ros.training.camera import random_camera
-from hashvpr_ros.training.places import Places
 
 PLAIN = -1  # in the place of a seed: the image itself
 _RANDAUGMENT_OPERATIONS, _RANDAUGMENT_MAGNITUDE = 3, 15
@@ -30,14 +29,12 @@ def augment(image: NDArray[np.uint8], kind: str, seed: int) -> NDArray[np.uint8]
 
     Args:
         image: uint8 [H, W, 3].
-        kind: randaugment (Cubuk et al., CVPRW 2020), camera, mirror, or none.
-        seed: of the randomness; PLAIN leaves the image as it is, but a mirror image is one still.
+        kind: randaugment (Cubuk et al., CVPRW 2020), camera, or none.
+        seed: of the randomness; PLAIN leaves the image as it is.
 
     Returns:
         uint8 [H, W, 3].
     """
-    if kind == "mirror":
-        return np.ascontiguousarray(image[:, ::-1])
     if seed == PLAIN or kind == "none":
         return image
     if kind == "camera":
@@ -110,15 +107,21 @@ def _one_thread(_: int) -> None:
 
 
 def plan_epoch(
-    places: Places, places_per_batch: int, images_per_place: int, seed: int, epoch: int
+    places: Sequence[Sequence[int]],
+    places_per_batch: int,
+    images_per_place: int,
+    seed: int,
+    epoch: int,
 ) -> list[tuple[list[tuple[int, int]], list[int]]]:
-    """The batches of an epoch: keys for `ImageReader` over all images in order, and place labels.
+    """The batches of an epoch: keys for `ImageReader`, and place labels.
+
+    Args:
+        places: numbers of the images of each.
 
     Every place comes once an epoch; the last batch may be smaller. A place with fewer images than
     asked for repeats them, each time under another augmentation.
     """
     rng = np.random.default_rng((seed, epoch))
-    starts = np.cumsum([0, *(len(p) for p in places)])
     order = rng.permutation(len(places))
     batches = []
     for begin in range(0, len(order), places_per_batch):
@@ -130,7 +133,7 @@ def plan_epoch(
             count = len(places[place])
             picks = rng.permutation(max(count, images_per_place))[:images_per_place] % count
             for pick in picks:
-                keys.append((int(starts[place] + pick), int(rng.integers(2**62))))
+                keys.append((int(places[place][pick]), int(rng.integers(2**62))))
                 labels.append(int(place))
         batches.append((keys, labels))
     return batches

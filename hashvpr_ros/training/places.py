@@ -1,9 +1,11 @@
-"""Places to train on: readers of GSV-Cities, of folders, and of VPR-Bench's layout."""
+"""Places to train on: readers of GSV-Cities, folders, VPR-Bench's layout, and tower."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, zip_longest
 from pathlib import Path
 
 from hashvpr_ros.datasets.folder import check_folder, image_paths
@@ -11,6 +13,20 @@ from hashvpr_ros.datasets.vpr_bench import VprBench
 from hashvpr_ros.errors import DatasetError, reason_of
 
 Places = list[list[Path]]  # of each place, its images
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Images to train on, by number."""
+
+    paths: list[Path]
+    places: list[list[int]]  # two images or more of each
+    pairs: list[tuple[int, int]]  # images that show the same place
+    sources: list[range]  # images of each source
+
+    def spread(self, count: int) -> list[int]:
+        """About `count` images of each source, evenly spread."""
+        return [i for part in self.sources for i in part[:: max(1, round(len(part) / count))]]
 
 
 def gsv_cities(folder: Path) -> Places:
@@ -81,6 +97,81 @@ def vpr_bench(folder: Path) -> Places:
     return places
 
 
+@dataclass(frozen=True)
+class Tower:
+    """Frames of videos on several floors, and pairs of frames that show the same place."""
+
+    paths: list[Path]
+    pairs: list[tuple[int, int]]
+
+
+def tower(folder: Path, held_out: Sequence[str] = ()) -> Tower:
+    """frames.csv (path, floor, ...) and revisits.csv (path_a, path_b, ...), without some floors.
+
+    Raises:
+        DatasetError: a table is missing or malformed, or a floor to leave out does not exist.
+    """
+    check_folder(folder)
+    numbers: dict[str, int] = {}
+    floors = set()
+    frames = folder / "frames.csv"
+    for line, row in enumerate(_rows(frames), 2):
+        path, floor = (_cell(frames, line, row, name) for name in ("path", "floor"))
+        floors.add(floor)
+        if path in numbers:
+            raise DatasetError(f"{frames}: line {line} names {path} again; remove it")
+        numbers[path] = -1 if floor in held_out else len(numbers)
+    unknown = sorted(set(held_out) - floors)
+    if unknown:
+        raise DatasetError(
+            f"{frames}: has no floor {', '.join(unknown)}; held_out must name some of "
+            f"{', '.join(sorted(floors))}"
+        )
+    kept = {path: i for i, path in enumerate(p for p, n in numbers.items() if n >= 0)}
+    pairs = []
+    revisits = folder / "revisits.csv"
+    for line, row in enumerate(_rows(revisits), 2):
+        both = [_cell(revisits, line, row, name) for name in ("path_a", "path_b")]
+        foreign = [path for path in both if path not in numbers]
+        if foreign:
+            raise DatasetError(
+                f"{revisits}: line {line} names {foreign[0]}, which is not in frames.csv"
+            )
+        first, second = (kept.get(path, -1) for path in both)
+        if first != second and min(first, second) >= 0:
+            pairs.append((first, second))
+    return Tower([folder / path for path in kept], pairs)
+
+
+def _cell(table: Path, line: int, row: dict[str, str], name: str) -> str:
+    """A value of a row; a path stays inside the folder."""
+    value = row.get(name)
+    if not value:
+        raise DatasetError(f"{table}: line {line} has no {name}; download the file again")
+    if name != "floor" and (value.startswith("/") or ".." in Path(value).parts):
+        raise DatasetError(f"{table}: line {line} names another folder; correct it")
+    return value
+
+
+def _joined(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Groups of two or more of `count` images that pairs join, directly or through others."""
+    root = list(range(count))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    for a, b in pairs:
+        low, high = sorted((find(a), find(b)))
+        root[high] = low
+    groups: dict[int, list[int]] = {}
+    for i in range(count):
+        groups.setdefault(find(i), []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 LAYOUTS: dict[str, Callable[[Path], Places]] = {
     "gsv_cities": gsv_cities,
     "folders": folders,
@@ -92,6 +183,8 @@ def read_places(
     folder: Path, layout: str, first: int = 0, last: int = 0, least: int = 2
 ) -> Places:
     """The places of a folder, first to before last, as Python slices count; 0 is the end.
+
+    Every layout but tower.
 
     Args:
         least: images that a place must have; those with fewer are left out.
@@ -107,3 +200,57 @@ def read_places(
             f"{last or 'the end'}; correct data.folder, data.layout, or the range"
         )
     return chosen
+
+
+def read_source(
+    folder: Path, layout: str, first: int = 0, last: int = 0, held_out: Sequence[str] = ()
+) -> TrainingImages:
+    """The images of one source: places first to before last, as Python slices count.
+
+    Args:
+        held_out: areas that are not used; only tower has them.
+
+    Raises:
+        DatasetError: see `read_places` and `tower`.
+    """
+    if layout == "tower":
+        if first or last:
+            raise DatasetError(
+                f"{folder}: places of tower have no numbers; use held_out, not a range"
+            )
+        found = tower(folder, held_out)
+        places = _joined(len(found.paths), found.pairs)
+        if len(places) < 2:
+            raise DatasetError(
+                f"{folder}: revisits.csv joins {len(places)} places; correct data.sources"
+            )
+        return TrainingImages(found.paths, places, found.pairs, [range(len(found.paths))])
+    if held_out:
+        raise DatasetError(f"{folder}: layout {layout} has no areas; remove held_out")
+    # In rounds over the places, so that a part of the list has as many of each view.
+    by_place = read_places(folder, layout, first, last)
+    rounds = [
+        [(place, path) for place, path in enumerate(part) if path is not None]
+        for part in zip_longest(*by_place)
+    ]
+    images = [image for part in rounds for image in part]
+    numbered: list[list[int]] = [[] for _ in by_place]
+    for number, (place, _) in enumerate(images):
+        numbered[place].append(number)
+    pairs = [pair for place in numbered for pair in combinations(place, 2)]
+    return TrainingImages([path for _, path in images], numbered, pairs, [range(len(images))])
+
+
+def join_sources(parts: Sequence[TrainingImages]) -> TrainingImages:
+    """Several sources as one."""
+    paths: list[Path] = []
+    places: list[list[int]] = []
+    pairs: list[tuple[int, int]] = []
+    sources: list[range] = []
+    for part in parts:
+        start = len(paths)
+        paths += part.paths
+        places += [[start + i for i in place] for place in part.places]
+        pairs += [(start + a, start + b) for a, b in part.pairs]
+        sources += [range(start + r.start, start + r.stop) for r in part.sources]
+    return TrainingImages(paths, places, pairs, sources)

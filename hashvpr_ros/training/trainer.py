@@ -33,7 +33,7 @@ from hashvpr_ros.training.config import TrainConfig, flatten
 from hashvpr_ros.training.images import PLAIN, ImageReader, plan_epoch
 from hashvpr_ros.training.lite_start import learn_start
 from hashvpr_ros.training.losses import LOSSES, anchor_loss
-from hashvpr_ros.training.places import read_places
+from hashvpr_ros.training.places import join_sources, read_source
 from hashvpr_ros.training.progress import (
     AGAIN,
     checked,
@@ -46,6 +46,8 @@ from hashvpr_ros.training.stages import set_train, start_network
 from hashvpr_ros.training.validation import Validation
 
 _VALIDATION_BATCH = 16
+_START_BATCH = 8
+_KMEANS_IMAGES = 500  # of each source
 LAST, BEST = "last.pth", "best.pth"
 
 
@@ -53,10 +55,19 @@ LAST, BEST = "last.pth", "best.pth"
 class Epoch:
     """What an epoch came to."""
 
-    number: int  # from 0
-    loss: float
+    number: int  # from 0; -1: the start, before any training
+    loss: float | None  # None for the start
     recall: dict[str, float]  # "1", "5", "10": percent; empty without validation
     best: bool
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """A set to validate on."""
+
+    dataset: Validation
+    source: Source
+    fit_probability: bool
 
 
 class Trainer:
@@ -97,22 +108,22 @@ class Trainer:
         self.network.to(self.device)
         self.size = (data.height, data.width)
         self.network.check_size(*self.size)
-        if not data.folder:
-            raise ConfigError("data.folder is empty; set it to the folder of training images")
-        self.places = read_places(
-            Path(data.folder), data.layout, data.first_place, data.last_place
+        self.images = join_sources(
+            [
+                read_source(
+                    Path(one.folder), one.layout, one.first_place, one.last_place, one.held_out
+                )
+                for one in data.training()
+            ]
         )
-        reader = ImageReader(
-            [p for place in self.places for p in place], *self.size, data.augmentation
-        )
+        reader = ImageReader(self.images.paths, *self.size, data.augmentation)
         self.source = Source(config, self.network, reader, self.device, config.cache.views, bar)
-        self.validation: Validation | None = None
-        if data.validation_folder:
-            self.validation = Validation(
-                Path(data.validation_folder), data.validation_first, data.validation_last
-            )
-            plain = ImageReader(self.validation.paths, *self.size, "none")
-            self._validation_source = Source(config, self.network, plain, self.device, 1, bar)
+        self.validations = []
+        for one in data.validations():
+            dataset = Validation(Path(one.folder), one.first, one.last)
+            plain = ImageReader(dataset.paths, *self.size, "none")
+            source = Source(config, self.network, plain, self.device, 1, bar)
+            self.validations.append(ValidationSet(dataset, source, one.fit_probability))
         resuming = resume and last.exists()
         # What is restored replaces the start; then only an anchor asks for it.
         if (
@@ -153,15 +164,23 @@ class Trainer:
         return output.float()
 
     def epochs(self) -> Iterator[Epoch]:
-        """Train, an epoch at a time, until it no longer gets better; writes the checkpoints."""
+        """Train, an epoch at a time, until it no longer gets better; writes the checkpoints.
+
+        A start that is worth keeping comes first: the lite network's, or any with 0 epochs. It
+        stays the best until an epoch is better.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
+        worth = isinstance(self.network, LiteNetwork) or not self.config.optimizer.epochs
+        if worth and self.epoch == 0 and self.best_recall == -math.inf:
+            yield self._start()
         with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.epoch) as log:
             while (
                 self.epoch < self.config.optimizer.epochs
                 and self.since_best < self.config.optimizer.patience
             ):
                 result = self._epoch()
+                assert result.loss is not None
                 log.add_scalar("loss", result.loss, result.number)
                 log.add_scalar("learning_rate", self._rate(result.number), result.number)
                 for k, value in result.recall.items():
@@ -173,13 +192,20 @@ class Trainer:
         halvings = epoch // settings.halve_every if settings.halve_every else 0
         return settings.learning_rate * 0.5**halvings
 
+    def _start(self) -> Epoch:
+        recall = self._validate()
+        if recall:
+            self.best_recall = _score(recall)
+        self._save(True)
+        return Epoch(-1, None, recall, True)
+
     def _epoch(self) -> Epoch:
         settings, number = self.config.optimizer, self.epoch
         torch.manual_seed(settings.seed + 1_000_003 * (number + 1))  # of dropout
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(number)
         plan = plan_epoch(
-            self.places,
+            self.images.places,
             settings.places_per_batch,
             settings.images_per_place,
             settings.seed,
@@ -207,7 +233,7 @@ class Trainer:
             total, steps = total + float(loss.detach()), steps + 1
             tick(1)
         recall = self._validate()
-        score = recall.get("1", 0.0) + recall.get("5", 0.0)
+        score = _score(recall)
         best = not recall or score > self.best_recall
         self.since_best = 0 if best else self.since_best + 1
         if best:
@@ -229,48 +255,49 @@ class Trainer:
         return loss
 
     def _learn_start(self) -> None:
-        """From each image and its mirror image."""
-        paths = [p for place in self.places for p in place]
-        tick = self._bar(2 * len(paths), "learning the start")
+        """From every training image as it is."""
+        count = len(self.images.paths)
+        tick = self._bar((2 if self.branch == "float" else 1) * count, "learning the start")
+        keys = [(i, PLAIN) for i in range(count)]
 
         def stages() -> Iterator[list[Tensor]]:
-            for kind in ("none", "mirror"):
-                reader = ImageReader(paths, *self.size, kind)
-                source = Source(self.config, self.network, reader, self.device, 0, self._bar)
-                # One by one: no batch changes the result.
-                for one in source.batches([[(i, PLAIN)] for i in range(len(paths))]):
-                    yield one
-                    tick(1)
+            parts = [keys[i : i + _START_BATCH] for i in range(0, count, _START_BATCH)]
+            for part, maps in zip(parts, self.source.batches(parts), strict=True):
+                yield maps
+                tick(len(part))
 
-        numbers = [i for i, place in enumerate(self.places) for _ in place]
-        # A mirrored place is another place.
-        labels = torch.tensor([*numbers, *(n + len(self.places) for n in numbers)])
-        learn_start(self.network, self.branch, stages(), labels)
+        learn_start(
+            self.network.eval(),
+            self.branch,
+            stages,
+            self.images.spread(_KMEANS_IMAGES),
+            torch.tensor(self.images.pairs),
+        )
 
     def finish(self) -> None:
-        """Write into the best checkpoint what its probabilities are, from the validation set.
+        """Write the probability curve into the best checkpoint, fitted on a validation set.
 
         Raises:
             CheckpointError, DatasetError: see `Trainer`.
         """
         best = self.folder / BEST
-        if self.validation is None or not best.exists() or self.network.float_branch is None:
+        fitted = next((v for v in self.validations if v.fit_probability), None)
+        if fitted is None or not best.exists() or self.network.float_branch is None:
             return
         opened = open_checkpoint(best)
         network = opened.network.to(self.device)
         self.network = network
-        changed = ImageReader(
-            self.validation.paths[: self.validation.queries], *self.size, "camera"
-        )
+        dataset = fitted.dataset
+        changed = ImageReader(dataset.paths[: dataset.queries], *self.size, "camera")
         source = Source(self.config, network, changed, self.device, 0, self._bar)
         described = [
             self._describe_all(source_, count, seed, "float")
             for source_, count, seed in (
-                (self._validation_source, len(self.validation.paths), PLAIN),
-                (source, self.validation.queries, self.config.optimizer.seed),
+                (fitted.source, len(dataset.paths), PLAIN),
+                (source, dataset.queries, self.config.optimizer.seed),
             )
         ]
-        curve = self.validation.probability_curve(*described)
+        curve = dataset.probability_curve(*described)
         save_network(best, network, dataclasses.replace(opened.info, probability_curve=curve))
 
     def _describe_all(self, source: Source, count: int, seed: int, branch: str) -> Tensor:
@@ -283,12 +310,14 @@ class Trainer:
         return torch.cat(outputs)
 
     def _validate(self) -> dict[str, float]:
-        if self.validation is None:
-            return {}
-        output = self._describe_all(
-            self._validation_source, len(self.validation.paths), PLAIN, self.branch
-        )
-        return self.validation.recall(output, binary=self.branch == "hash")
+        """R@1, R@5 and R@10 in percent, the mean over the validation sets."""
+        recalls = []
+        for one in self.validations:
+            output = self._describe_all(one.source, len(one.dataset.paths), PLAIN, self.branch)
+            recalls.append(one.dataset.recall(output, binary=self.branch == "hash"))
+        return {
+            k: sum(recall[k] for recall in recalls) / len(recalls) for k in (recalls or [{}])[0]
+        }
 
     def _save(self, best: bool) -> None:
         info = self._info()
@@ -346,6 +375,11 @@ class Trainer:
             self.epoch = checked(progress["epoch"], "epoch")
             self.best_recall = checked(progress["best_recall"], "best_recall")
             self.since_best = checked(progress["since_best"], "since_best")
+
+
+def _score(recall: dict[str, float]) -> float:
+    """The best epoch has the highest R@1 + R@5."""
+    return recall.get("1", 0.0) + recall.get("5", 0.0)
 
 
 def _writable(output: str) -> Path:
