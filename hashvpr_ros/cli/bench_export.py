@@ -60,18 +60,21 @@ def command(
             repeats=repeats,
             progress=bar.update,
         )
-    rows: list[tuple[str, ...]] = [
-        (
-            *("batch", "PyTorch (ms)", "fp32 (ms)", "int8 (ms)", "fp32 backbone (ms)"),
-            *("fp32 gains", "int8 gains on it", "fp32 to backbone"),
-        )
-    ]
+    heads = ["batch", "PyTorch (ms)", "fp32 (ms)", "int8 (ms)", "fp32 backbone (ms)"]
+    heads += ["fp32 gains", "int8 gains on it", "fp32 to backbone"]
+    with_lite0 = "lite0" in result["rows"][0]
+    rows = [(*heads, "Lite0 (ms)", "fp32 to Lite0") if with_lite0 else tuple(heads)]
     for row in result["rows"]:
         times = [row.get(k) for k in _SIDES]
         cells = [f"{t['median']:.1f} (p95 {t['p95']:.1f})" if t else "none" for t in times]
         torch_ms, fp32, int8, backbone = (t["median"] if t else 0.0 for t in times)
         gains = [f"{torch_ms / fp32:.2f}x", f"{fp32 / int8:.2f}x" if int8 else "none"]
-        rows.append((str(row["batch"]), *cells, *gains, f"{fp32 / backbone:.2f}"))
+        gains.append(f"{fp32 / backbone:.2f}")
+        if with_lite0:
+            lite0 = row["lite0"]
+            gains += [f"{lite0['median']:.1f} (p95 {lite0['p95']:.1f})"]
+            gains += [f"{fp32 / lite0['median']:.2f}"]
+        rows.append((str(row["batch"]), *cells, *gains))
     click.echo(f"{opened.network.name}, {size[0]}x{size[1]}, {threads} threads")
     click.echo(table(rows))
     for precision in ("fp32", "int8"):

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hashvpr_ros.errors import EngineError
-from hashvpr_ros.export.onnx import Metadata, export_backbone, export_onnx
+from hashvpr_ros.export.onnx import Metadata, export_backbone, export_lite0, export_onnx
 from hashvpr_ros.model.graph import EngineGraph
+from hashvpr_ros.model.lite import LiteNetwork
 
 _WARM_UP = 2
 
@@ -44,8 +45,9 @@ def bench_export(
         progress: called with 1 after each round.
 
     Returns:
-        rows: batch, and median and p95 of torch, fp32, int8 and, at fp32, the frozen backbone
-        alone; fp32, int8: how near each is. An int8 that differs too much has no times.
+        rows: batch, and median and p95 of torch, fp32, int8 and, at fp32, the frozen backbone;
+        for the lite network also of EfficientNet-Lite0 up to block 13 (lite0). fp32, int8: how
+        near each is. An int8 that differs too much has no times.
     """
     torch.set_num_threads(threads)
     graph = EngineGraph(network.eval())
@@ -67,6 +69,9 @@ def bench_export(
     backbone = folder / "backbone.onnx"
     export_backbone(network, backbone, size)
     sessions["backbone"] = _session(backbone, threads)
+    if isinstance(network, LiteNetwork):
+        export_lite0(network, folder / "lite0.onnx", size)
+        sessions["lite0"] = _session(folder / "lite0.onnx", threads)
     for batch in batches:
         pixels = np.stack([images[i % len(images)] for i in range(batch)])
         tensor = torch.from_numpy(pixels)

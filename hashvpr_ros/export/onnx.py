@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from hashvpr_ros.errors import ConfigError, EngineError
 from hashvpr_ros.export import precision as conversion
 from hashvpr_ros.export.folding import fold
-from hashvpr_ros.model.graph import EngineGraph, fingerprint
+from hashvpr_ros.model.efficientnet_lite import EfficientNetLite
+from hashvpr_ros.model.graph import EngineGraph, Normalise, fingerprint
 
 OPSET = 17  # the first with LayerNormalization, which TensorRT 8.6 runs without overflow at fp16
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -173,6 +174,28 @@ class _Frozen(nn.Module):
 def export_backbone(network: nn.Module, path: Path, size: tuple[int, int]) -> None:
     """Write the frozen backbone alone, for benchmarks to stand beside; see `export_onnx`."""
     _trace(_Frozen(fold(network, *size)), path, size, 0, ("frozen",))
+
+
+class _Lite0(nn.Module):
+    """uint8 [N, H, W, 3] to EfficientNet-Lite0's block 13, with random weights."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.normalise = Normalise(network)
+        self.backbone = EfficientNetLite(0, (13,))
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.backbone(self.normalise(images))[0]
+        return output
+
+
+def export_lite0(network: nn.Module, path: Path, size: tuple[int, int]) -> None:
+    """Write EfficientNet-Lite0 up to block 13, the reference for the time of the lite model.
+
+    Args:
+        network: whose pixels it takes.
+    """
+    _trace(_Lite0(network), path, size, 0, ("frozen",))
 
 
 def _trace(

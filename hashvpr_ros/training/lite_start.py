@@ -74,6 +74,7 @@ def _chosen(stages: Iterable[list[Tensor]], sample: Sequence[int]) -> list[Tenso
     return [torch.cat(parts) for parts in zip(*kept, strict=True)]
 
 
+@torch.no_grad()
 def learn_centres(pool: NetVlad, maps: Tensor) -> None:
     """Set mean and centres of a NetVLAD by k-means over local features of maps [n, C, h, w]."""
     rng = np.random.default_rng(0)

@@ -13,9 +13,18 @@ import yaml
 from hashvpr_ros.errors import ConfigError, DatasetError
 from hashvpr_ros.model.hashing import sign
 from hashvpr_ros.model.network import SelaVpr
-from hashvpr_ros.training import efficiency, images, losses, places
-from hashvpr_ros.training.config import LossSettings, TrainConfig, as_yaml, read_config
+from hashvpr_ros.training import camera, efficiency, images, losses, places
+from hashvpr_ros.training.config import (
+    LossSettings,
+    SourceSettings,
+    TrainConfig,
+    ValidationSettings,
+    as_yaml,
+    read_config,
+)
 from hashvpr_ros.training.validation import Validation
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def picture(path, value=0):
@@ -95,18 +104,15 @@ def test_the_validation_places_of_sped_are_not_trained_on(data):
     assert held_out.positives == [{i} for i in range(150)]
 
 
-def test_an_epoch_is_a_function_of_seed_and_number(tmp_path):
-    some = [[tmp_path / f"{i}{j}" for j in range(1 + i % 3)] for i in range(10)]
+def test_an_epoch_is_a_function_of_seed_and_number():
+    some = [[10 * i + j for j in range(1 + i % 3)] for i in range(10)]
     plan = images.plan_epoch(some, 4, 3, seed=1, epoch=2)
     assert plan == images.plan_epoch(some, 4, 3, seed=1, epoch=2)
     assert plan != images.plan_epoch(some, 4, 3, seed=1, epoch=3)
     labels = [label for _, part in plan for label in part]
     assert sorted(labels) == sorted(3 * list(range(10)))
-    flat = [p for place in some for p in place]
     for keys, part in plan:
-        assert all(
-            flat[number] in some[label] for (number, _), label in zip(keys, part, strict=True)
-        )
+        assert all(n in some[label] for (n, _), label in zip(keys, part, strict=True))
     # Two images or more of a place are all used before one comes twice.
     keys, part = plan[0]
     for label in set(part):
@@ -114,8 +120,8 @@ def test_an_epoch_is_a_function_of_seed_and_number(tmp_path):
         assert len(set(numbers)) == min(3, len(some[label]))
 
 
-def test_a_last_batch_of_one_place_is_left_out(tmp_path):
-    some = [[tmp_path / f"{i}{j}" for j in range(2)] for i in range(5)]
+def test_a_last_batch_of_one_place_is_left_out():
+    some = [[2 * i, 2 * i + 1] for i in range(5)]
     assert [len(labels) for _, labels in images.plan_epoch(some, 2, 2, 0, 0)] == [4, 4]
 
 
@@ -131,14 +137,118 @@ def test_augmentations(kind):
     assert different == (kind != "none")
 
 
-def test_a_reader_of_mirror_images_flips_them(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    cv2.imwrite(str(tmp_path / "x.png"), image)
-    plain, mirror = (
-        images.ImageReader([tmp_path / "x.png"], 8, 8, kind)[0, images.PLAIN]
-        for kind in ("none", "mirror")
-    )
-    assert torch.equal(mirror, plain.flip(1)) and not torch.equal(mirror, plain)
+def test_two_random_viewpoints_overlap_but_differ():
+    """Each column of a ramp says where in the image it comes from."""
+    ramp = np.tile(np.linspace(0, 255, 256).astype(np.uint8)[None, :, None], (192, 1, 3))
+    shifts = []
+    for seed in range(60):
+        seen = camera._viewpoint(ramp, np.random.default_rng(seed))
+        shifts.append((float(seen[96, 128].mean()) - 127.5) / 255)
+    assert max(shifts) > 0.12 and min(shifts) < -0.12
+    assert max(map(abs, shifts)) < 0.25
+
+
+def test_occlusion_keeps_most_of_the_image():
+    image = np.full((60, 80, 3), 7, np.uint8)
+    image[:, 40:] = 9
+    hidden = [
+        (camera._occlude(image, np.random.default_rng(seed)) != image).any(2).mean()
+        for seed in range(40)
+    ]
+    assert 0 < max(hidden) < 0.3 and min(hidden) == 0
+
+
+FRAMES = """path,floor,video,second
+frames/a/0.jpg,a,v,0
+frames/a/1.jpg,a,v,1
+frames/a/2.jpg,a,v,2
+frames/a/3.jpg,a,v,3
+frames/a/4.jpg,a,v,4
+frames/b/0.jpg,b,w,0
+frames/b/1.jpg,b,w,1
+"""
+REVISITS = """path_a,path_b,inliers
+frames/a/0.jpg,frames/a/2.jpg,30
+frames/a/2.jpg,frames/a/4.jpg,31
+frames/b/0.jpg,frames/b/1.jpg,32
+"""
+
+
+def make_tower(folder, frames=FRAMES, revisits=REVISITS):
+    folder.mkdir(exist_ok=True)
+    (folder / "frames.csv").write_text(frames)
+    (folder / "revisits.csv").write_text(revisits)
+    return folder
+
+
+def test_tower_joins_frames_by_their_revisits(tmp_path):
+    folder = make_tower(tmp_path / "tower")
+    found = places.read_source(folder, "tower")
+    assert found.paths[2] == folder / "frames/a/2.jpg" and len(found.paths) == 7
+    assert found.places == [[0, 2, 4], [5, 6]]  # 1 and 3 stand alone
+    assert found.pairs == [(0, 2), (2, 4), (5, 6)]  # 0 and 4 need not see the same
+    held_out = REVISITS + "frames/a/1.jpg,frames/a/3.jpg,33\n"
+    kept = places.read_source(make_tower(folder, revisits=held_out), "tower", held_out=["b"])
+    assert kept.places == [[0, 2, 4], [1, 3]] and len(kept.paths) == 5
+    assert all("frames/a/" in str(p) for p in kept.paths)
+
+
+@pytest.mark.parametrize(
+    ("frames", "revisits", "held_out", "words"),
+    [
+        (FRAMES, REVISITS, ["c"], "has no floor c; held_out must name some of a, b"),
+        (FRAMES, REVISITS, ["b"], "joins 1 places"),
+        (FRAMES + "frames/a/0.jpg,a,v,9\n", REVISITS, [], "line 9 names frames/a/0.jpg again"),
+        (FRAMES + "frames/a/9.jpg\n", REVISITS, [], "line 9 has no floor"),
+        (FRAMES + "../x.jpg,a,v,9\n", REVISITS, [], "line 9 names another folder"),
+        (FRAMES + "/etc/x.jpg,a,v,9\n", REVISITS, [], "line 9 names another folder"),
+        ("file,floor\nx,a\n", REVISITS, [], "line 2 has no path"),
+        (FRAMES, REVISITS + "frames/a/0.jpg,none.jpg,1\n", [], "line 5 names none.jpg"),
+        (FRAMES, REVISITS + "frames/a/0.jpg\n", [], "line 5 has no path_b"),
+        (FRAMES, "", [], "joins 0 places"),
+    ],
+)
+def test_malformed_tower_tables(tmp_path, frames, revisits, held_out, words):
+    make_tower(tmp_path / "tower", frames, revisits)
+    with pytest.raises(DatasetError, match=words) as e:
+        places.read_source(tmp_path / "tower", "tower", held_out=held_out)
+    assert "\n" not in str(e.value)
+
+
+def test_tower_without_tables(tmp_path):
+    with pytest.raises(DatasetError, match=r"frames.csv: cannot be read"):
+        places.read_source(tmp_path, "tower")
+    with pytest.raises(DatasetError, match="use held_out, not a range"):
+        places.read_source(make_tower(tmp_path / "tower"), "tower", 1)
+    with pytest.raises(DatasetError, match="layout folders has no areas"):
+        places.read_source(tmp_path, "folders", held_out=["a"])
+
+
+def test_several_sources_are_joined(tmp_path):
+    for i in range(3):
+        for j in range(3 if i == 1 else 2):
+            picture(tmp_path / "folders" / f"place{i}" / f"{j}.png")
+    parts = [
+        places.read_source(make_tower(tmp_path / "tower"), "tower"),
+        places.read_source(tmp_path / "folders", "folders"),
+    ]
+    # The first image of every place, then the second.
+    names = [p.parent.name + p.stem for p in parts[1].paths]
+    assert names == ["place00", "place10", "place20", "place01", "place11", "place21", "place12"]
+    assert parts[1].places == [[0, 3], [1, 4, 6], [2, 5]]
+    joined = places.join_sources(parts)
+    assert joined.paths == parts[0].paths + parts[1].paths
+    assert joined.places == [[0, 2, 4], [5, 6], [7, 10], [8, 11, 13], [9, 12]]
+    assert (8, 13) in joined.pairs and (0, 4) not in joined.pairs and len(joined.pairs) == 8
+    assert joined.sources == [range(7), range(7, 14)]
+    assert joined.spread(100) == list(range(14)) and joined.spread(2) == [0, 4, 7, 11]
+
+
+def test_the_floors_of_tower_that_are_held_out(data):
+    held_out = read_config(ROOT / "config/train/lite_float.yaml").data.sources[0].held_out
+    every, kept = (places.read_source(data / "tower", "tower", held_out=h) for h in ([], held_out))
+    floors = {p.parts[-3] for p in every.paths} - {p.parts[-3] for p in kept.paths}
+    assert floors == set(held_out) and len(kept.paths) < len(every.paths)
 
 
 def test_workers_change_nothing(tmp_path):
@@ -221,6 +331,12 @@ def test_every_setting_is_in_the_example(tmp_path):
         ("[" * 5000, "is no YAML"),
         ("data: &x {folder: *x}", "is no YAML"),
         ("output: 2024-13-45", "is no YAML"),
+        ("data: {sources: ../images}", "data.sources must be a list of mappings with some of"),
+        ("data: {sources: [../images]}", "data.sources must be a list of mappings"),
+        ("data: {sources: [{layout: mine}]}", "entry 0 of data.sources: layout must be one of"),
+        ("data: {sources: [{}, {path: x}]}", "entry 1 of data.sources: unknown setting 'path'"),
+        ("data: {sources: [{held_out: floor6}]}", "held_out must be a list of strings"),
+        ("data: {validation: [{first: -1.5}]}", "entry 0 of data.validation: first must be"),
     ],
 )
 def test_bad_settings_are_explained(tmp_path, text, words):
@@ -231,6 +347,38 @@ def test_bad_settings_are_explained(tmp_path, text, words):
     assert str(path) in str(e.value)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config(tmp_path / "none.yaml")
+
+
+def test_training_and_validation_sets_are_named_in_one_way(tmp_path):
+    path = tmp_path / "x.yaml"
+
+    def data(text):
+        path.write_text(text)
+        return read_config(path).data
+
+    single = data("data: {folder: a, last_place: -150, validation_folder: b, validation_last: 9}")
+    assert single.training() == [SourceSettings("vpr_bench", "a", 0, -150)]
+    assert single.validations() == [ValidationSettings("b", 0, 9, True)]
+    several = data(
+        "data: {sources: [{folder: a}, {folder: b, layout: tower, held_out: [c]}],"
+        " validation: [{folder: d}, {folder: e, first: -5}]}"
+    )
+    assert [s.held_out for s in several.training()] == [[], ["c"]]
+    assert several.validations()[1] == ValidationSettings("e", -5)
+    assert TrainConfig().data.validations() == []
+    for text, words in (
+        ("data: {folder: }", "data.folder is empty"),
+        ("data: {folder: a, sources: [{folder: b}]}", "are both set"),
+        ("data: {sources: [{layout: tower}]}", "entry 0 of data.sources has no folder"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            data(text).training()
+    for text, words in (
+        ("data: {validation_folder: a, validation: [{folder: b}]}", "are both set"),
+        ("data: {validation: [{folder: b}, {first: 1}]}", "entry 1 of data.validation has no"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            data(text).validations()
 
 
 def test_overrides_win(tmp_path):
@@ -250,7 +398,7 @@ def test_what_yaml_takes_for_something_else_is_read_as_meant(tmp_path):
 
 def test_the_settings_say_what_the_lite_network_takes_and_how_ranges_end():
     text = as_yaml()
-    assert "for lite of 96" in text and "for lite a multiple of 128" in text
+    assert text.count("for lite of 16, such as") == 2
     assert "-150: 150 from the end" in text.split("validation_first:")[0].splitlines()[-2]
 
 

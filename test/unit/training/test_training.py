@@ -19,7 +19,7 @@ from hashvpr_ros.errors import CheckpointError, ConfigError
 from hashvpr_ros.model.checkpoints import CheckpointInfo, open_checkpoint, save_network
 from hashvpr_ros.setting import with_values
 from hashvpr_ros.training.config import TrainConfig
-from hashvpr_ros.training.images import plan_epoch
+from hashvpr_ros.training.images import PLAIN, plan_epoch
 from hashvpr_ros.training.stages import set_train
 from hashvpr_ros.training.trainer import Trainer
 
@@ -174,6 +174,35 @@ def test_validation_and_early_stop(config, places):
     assert set(epochs[0].recall) == {"1", "5", "10"} and epochs[0].recall["10"] > 50
 
 
+def test_the_best_epoch_is_the_best_mean_over_several_sets(config, places):
+    sets = [{"folder": str(places)}, {"folder": str(places), "first": -4, "fit_probability": True}]
+    several = changed(config, data__validation=sets, optimizer__epochs=1)
+    trainer = Trainer(several, "float")
+    (epoch,) = trainer.epochs()
+    assert [v.fit_probability for v in trainer.validations] == [False, True]
+    recalls = []
+    for one in trainer.validations:
+        output = trainer._describe_all(one.source, len(one.dataset.paths), PLAIN, "float")
+        recalls.append(one.dataset.recall(output, binary=False))
+    assert epoch.recall == {k: (recalls[0][k] + recalls[1][k]) / 2 for k in recalls[0]}
+    assert trainer.best_recall == epoch.recall["1"] + epoch.recall["5"]
+    trainer.finish()
+    queries = trainer.validations[1].dataset.queries
+    assert queries == 4
+
+
+def test_several_sources_are_trained_on(config, places):
+    sources = [
+        {"folder": str(places), "last_place": 5},
+        {"folder": str(places), "first_place": 7},
+    ]
+    trainer = Trainer(
+        changed(config, data__folder="", data__sources=sources, optimizer__epochs=1), "float"
+    )
+    assert len(trainer.images.places) == 10 and len(trainer.images.paths) == 20
+    assert next(iter(trainer.epochs())).loss is not None
+
+
 def test_the_cache_gives_what_the_images_give(config, tmp_path):
     plain = changed(config, data__augmentation="none", optimizer__epochs=1)
     cached = changed(
@@ -216,7 +245,7 @@ def test_accumulated_gradients_are_those_of_the_mean(config, tmp_path):
     assert len(steps) == 2
 
     again = Trainer(changed(config, output=str(tmp_path / "again")), "float")
-    plan = plan_epoch(again.places, 4, 2, config.optimizer.seed, 0)
+    plan = plan_epoch(again.images.places, 4, 2, config.optimizer.seed, 0)
     set_train(again.network, "float")
     batches = zip(again.source.batches([keys for keys, _ in plan]), plan, strict=True)
     losses = [again._loss(stages, torch.tensor(labels)) for stages, (_, labels) in batches]
