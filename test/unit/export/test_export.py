@@ -142,7 +142,7 @@ def test_int8(quantised, exported):
 
 
 def test_int8_of_the_lite_model(data, tmp_path):
-    """Its first depthwise convolutions stay in float32, without which it would be refused."""
+    """Depthwise convolutions and projections stay in float32; otherwise it is refused."""
     path = tmp_path / "lite.onnx"
     shutil.copy(default_model_path(), path)
     plain = create_engine(path)
