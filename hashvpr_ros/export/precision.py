@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 LEAST_IMAGES = 8  # for calibration
 _CALIBRATION_BATCH = 4
 _LARGE = 1_000  # elements: below that a cast takes as much space as it spares
-# Of a network with depthwise convolutions these first ones stay in float32, and so do all depthwise
+# In a network with depthwise convolutions these first ones stay in float32. So do all depthwise
 # convolutions, the projections behind them, pooling and linear layers: their channels differ much
 # in range, and the whitened descriptor is sensitive. On queries of Corridor 98.2 % of the lite
-# model's bits stay equal so, and 95 % with everything but the first nine in int8.
+# model's bits stay equal; with only the first nine in float32 it is 95 %.
 _FIRST_CONVOLUTIONS = 9
 
 # Operators that stay in float32 at fp16. The squares inside a ViT's LayerNorm, the sums of its
