@@ -18,7 +18,7 @@ from torch.nn import functional
 from hashvpr_ros.model.adapters import ConvNormRelu, MultiConv, TokenAdapter
 from hashvpr_ros.model.dinov2 import DinoV2, grid_of
 from hashvpr_ros.model.lite import LiteSide, MapAdapter
-from hashvpr_ros.model.pooling import GeM
+from hashvpr_ros.model.pooling import GeM, NetVlad
 
 
 def fold(network: nn.Module, height: int, width: int) -> nn.Module:
@@ -207,10 +207,26 @@ class _FoldedLiteSide(nn.Module):
         return [y, later + self.second(later + self.between(y))]
 
 
+class _FoldedNetVlad(NetVlad):
+    """`NetVlad` whose assignment layer is a constant."""
+
+    def __init__(self, pool: NetVlad) -> None:
+        count, width = pool.centres.shape
+        super().__init__(width - 1, count, pool.position, pool.sharpness)
+        self.load_state_dict(pool.state_dict())
+        weight, bias = pool.assignment_layer()
+        self.register_buffer("weight", weight.detach().contiguous())
+        self.register_buffer("bias", bias.detach().clone())
+
+    def assignment_layer(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.bias
+
+
 # An encoder layer stands before the attention inside it.
 _REPLACED: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (TokenAdapter, _FoldedTokenAdapter),
     (LiteSide, _FoldedLiteSide),
+    (NetVlad, _FoldedNetVlad),
     (nn.TransformerEncoderLayer, _PlainEncoderLayer),
     (nn.MultiheadAttention, _PlainAttention),
 )

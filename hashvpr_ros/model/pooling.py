@@ -186,13 +186,16 @@ class NetVlad(nn.Module):
         heights = heights.repeat_interleave(columns)[None, :, None]
         return torch.cat([features, _for_each(heights, features[:, :, :1])], 2)
 
+    def assignment_layer(self) -> tuple[Tensor, Tensor]:
+        """Weight [C + 1, K] and bias [K] of the logits of the assignment."""
+        squares = self.centres.square().sum(1)
+        return 2 * self.sharpness * self.centres.T, -self.sharpness * squares
+
     def forward(self, x: Tensor) -> Tensor:
         """The map [N, C, h, w] to [N, K * (C + 1)], L2-normalised."""
         features = self.local(x)
-        half_norms = 0.5 * self.centres.square().sum(1)
-        assignment = torch.softmax(
-            features @ (2 * self.sharpness * self.centres).T - 2 * self.sharpness * half_norms, 2
-        )
+        weight, bias = self.assignment_layer()
+        assignment = torch.softmax(features @ weight + bias, 2)
         residuals = assignment.transpose(1, 2) @ features
         residuals = residuals - assignment.sum(1)[:, :, None] * self.centres
         residuals = residuals / residuals.norm(dim=2, keepdim=True).clamp_min(1e-8)
