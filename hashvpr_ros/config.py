@@ -159,7 +159,8 @@ class MatchingConfig:
         "both",
         "What weighs a match over time. none: each image by itself; sequence: the share of the "
         "preceding views that lead to it; filter: a Bayes filter over the map's places, moved by "
-        "odometry where there is any; both: the filter, and the sequence must support it.",
+        "odometry where there is any; both: with odometry the filter, which the sequence must "
+        "support; without odometry the run of the last views.",
         choices=("none", "sequence", "filter", "both"),
         change=LIVE,
     )
@@ -172,8 +173,8 @@ class MatchingConfig:
     )
     min_sequence_support: float = setting(
         0.8,
-        "Share of the preceding views that must lead to a match before it is accepted. 0: one "
-        "image is enough.",
+        "Share of the preceding views that must lead to a match before it is accepted. It counts "
+        "where odometry can rule matches out, and for temporal sequence. 0: one image is enough.",
         low=0.0,
         high=1.0,
         change=LIVE,

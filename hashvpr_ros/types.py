@@ -135,6 +135,7 @@ class Hypothesis:
     sequence_support: float  # share of the preceding views that lead to it, 0 to 1
     # How the robot is turned against that which made the keyframe, -pi to pi; None: unknown.
     relative_heading_rad: float | None = None
+    position_stddev_m: float | None = None  # along the path; None: unknown
     votes: int = 1  # cameras of the instant whose best hypothesis is of this place
 
     def relation(self) -> dict[str, bool | float]:
@@ -142,6 +143,9 @@ class Hypothesis:
         return {
             "has_relative_heading": self.relative_heading_rad is not None,
             "relative_heading": float(self.relative_heading_rad or 0.0),
+            "position_stddev_m": math.nan
+            if self.position_stddev_m is None
+            else float(self.position_stddev_m),
         }
 
 

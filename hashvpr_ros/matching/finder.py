@@ -38,6 +38,7 @@ class Recent:
 class Found:
     """Candidates of one image, best first."""
 
+    descriptor: Descriptor  # of the image
     candidates: tuple[Candidate, ...]
     ranked: RankedCandidates  # the same, with their keyframes
     places: NDArray[np.int64]  # `Keyframe.place` of each, [k]
@@ -67,6 +68,7 @@ class Finder:
         order, similarities = rerank(self._map, ids, distances, descriptor.feature)
         found = candidates(ids, distances, order, similarities)
         return Found(
+            descriptor,
             found,
             RankedCandidates(self._map, found),
             self._map.places_of(ids[order]),

@@ -14,12 +14,25 @@ from hashvpr_ros.config import Config
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.bayes import likelihood_ratios
 from hashvpr_ros.matching.choice import Choice, choose
-from hashvpr_ros.matching.distinct import SamePlaces, distinctness
+from hashvpr_ros.matching.distinct import (
+    NEAR_KEYFRAMES,
+    SamePlaces,
+    distinctness,
+    show_one_place,
+)
 from hashvpr_ros.matching.finder import Finder, Found, Recent
 from hashvpr_ros.matching.ledger import judge_candidates
 from hashvpr_ros.matching.matched import Matched, vote
 from hashvpr_ros.matching.odometer import Odometer, spacing_of
 from hashvpr_ros.matching.probability import ProbabilityModel
+from hashvpr_ros.matching.runs import (
+    MIN_ELSEWHERE,
+    Position,
+    RunEvidence,
+    RunScores,
+    View,
+    evidence_for,
+)
 from hashvpr_ros.matching.track import Place, Track
 from hashvpr_ros.matching.verdicts import Closure, Verdicts
 from hashvpr_ros.types import (
@@ -58,6 +71,7 @@ class Matcher:
         self._finder = Finder(self.map, self.odometer)
         self._verdicts = Verdicts()
         self._recent = Recent()
+        self._views: dict[str, View] = {}  # candidates of the present images by camera
         self._now_ns: int | None = None  # stamp of the image; None: it has no past
         self._forget_track()
 
@@ -114,6 +128,7 @@ class Matcher:
                 best.keyframe if best else None,
                 best.distinctness if best else 0.0,
                 self._copies(best.keyframe, m.candidates) if best else (),
+                self._views.get(camera),
             )
             if best is not None and m.reason is Reason.ACCEPTED:
                 self._verdicts.accepted(
@@ -250,6 +265,12 @@ class Matcher:
         }
         started = time.perf_counter()
         sessions = {camera: self._sessions_of(f.places) for camera, f in found.items()}
+        self._views = {
+            camera: View.of(f.places[here], f.similarities[here])
+            for camera, f in found.items()
+            for here in [sessions[camera] >= 0]
+            if here.any()
+        }
         filtering = track if matching.temporal in ("filter", "both") else None
         places: Sequence[Place] = ()
         if filtering is not None:
@@ -286,6 +307,7 @@ class Matcher:
         count: int,
     ) -> Matched:
         """What one camera's image shows."""
+        matching = self.config.matching
         hypotheses: tuple[Hypothesis, ...] = ()
         if not found.candidates:
             reason = Reason.MAP_EMPTY if len(self.map) == 0 else Reason.NO_CANDIDATE
@@ -296,8 +318,14 @@ class Matcher:
             hypotheses = tuple(
                 self._weigh(camera, descriptor, found, track, each) for each in chosen
             )
+            run = None
+            if matching.temporal == "both" and track is not None and camera in self._views:
+                runs = track.views(camera).score(descriptor.code, self._views[camera])
+                hypotheses, run = self._weigh_runs(
+                    camera, found, sessions, runs, hypotheses, count
+                )
             if hypotheses:
-                reason = self._reason(hypotheses[0], alone=track is None)
+                reason = self._reason(hypotheses[0], run, alone=track is None)
             elif self._barred(found.places).any():
                 reason = Reason.REJECTED
             else:
@@ -354,9 +382,7 @@ class Matcher:
         elif temporal == "filter":
             probability = choice.mass
         else:
-            probability = self._probability.over_time(
-                choice.mass, support, run_distinct, by_odometry=self._is_gated(keyframe)
-            )
+            probability = self._probability.by_odometry(choice.mass, support, run_distinct)
         return Hypothesis(
             keyframe,
             choice.distance_bits,
@@ -366,6 +392,120 @@ class Matcher:
             support,
             self._relative_heading(camera, keyframe),
         )
+
+    def _weigh_runs(
+        self,
+        camera: str,
+        found: Found,
+        sessions: NDArray[np.integer],
+        runs: Sequence[RunScores],
+        hypotheses: tuple[Hypothesis, ...],
+        count: int,
+    ) -> tuple[tuple[Hypothesis, ...], RunEvidence | None]:
+        """Judge by their runs of views the hypotheses that odometry cannot judge.
+
+        Args:
+            runs: that end with the present image, of several lengths.
+            hypotheses: by filter and similarity.
+
+        Returns:
+            hypotheses, the likeliest first, and the run's evidence for that one; None where
+            odometry judges it, or the map holds too few other places.
+        """
+        rank_of: dict[int, int] = {}
+        for rank in np.flatnonzero(sessions >= 0).tolist():
+            rank_of.setdefault(int(found.places[rank]), rank)  # the best of each place
+        known = {h.keyframe.place: h for h in hypotheses}
+        judged: list[tuple[Hypothesis, RunEvidence | None]] = []
+        numbers = [int(r.places[int(np.argmax(r.scores))]) for r in runs]
+        for number in dict.fromkeys([*numbers, *known]):
+            match = known.get(number)
+            keyframe = match.keyframe if match else found.ranked.keyframe(rank_of[number])
+            if not self._is_gated(keyframe):
+                judged.append(self._weigh_run(camera, found, rank_of, runs, number, keyframe))
+            elif match is not None:
+                stddev_m = self._in_metres(runs[0].position(number))
+                judged.append((replace(match, position_stddev_m=stddev_m), None))
+        judged.sort(key=lambda item: -item[0].probability)  # stable: of equals, the longest run's
+        kept: list[tuple[Hypothesis, RunEvidence | None]] = []
+        for hypothesis, run in judged:
+            if not any(
+                show_one_place(hypothesis.keyframe, h.keyframe, self._same_places) for h, _ in kept
+            ):
+                kept.append((hypothesis, run))
+        kept = kept[:count]
+        return tuple(h for h, _ in kept), kept[0][1] if kept else None
+
+    def _weigh_run(
+        self,
+        camera: str,
+        found: Found,
+        rank_of: Mapping[int, int],
+        runs: Sequence[RunScores],
+        number: int,
+        keyframe: Keyframe,
+    ) -> tuple[Hypothesis, RunEvidence | None]:
+        """A place, judged by the run that speaks for it most clearly.
+
+        Args:
+            number, keyframe: of the place.
+        """
+        elsewhere = self._elsewhere(found, rank_of, keyframe, runs[0])
+        # Too small a map says nothing of what looks alike.
+        probability, best = min(0.5, self.config.matching.target_precision), None
+        position = runs[0].position(number)
+        for scores in runs:
+            run = evidence_for(scores, number, elsewhere)
+            if run is None:
+                break
+            here = scores.position(number)
+            value = self._probability.by_run(run, here, own_session=self._is_own(keyframe))
+            if best is None or value > probability:
+                probability, best, position = value, run, here
+        rank = rank_of.get(position.place, rank_of.get(number))
+        if rank is None:  # the filter's, and no candidate
+            keyframe, distance_bits, similarity = self._finder.best_view(number, found.descriptor)
+        else:
+            keyframe, candidate = found.ranked.keyframe(rank), found.ranked.found[rank]
+            distance_bits, similarity = candidate.distance_bits, candidate.similarity
+        hypothesis = Hypothesis(
+            keyframe,
+            distance_bits,
+            similarity,
+            distinctness(
+                found.ranked, keyframe, similarity, self.config.matching.top_k, self._same_places
+            ),
+            probability,
+            0.0 if best is None else best.hits / best.views,
+            self._relative_heading(camera, keyframe),
+            position_stddev_m=self._in_metres(position),
+        )
+        return hypothesis, best
+
+    def _in_metres(self, position: Position) -> float | None:
+        spacing_m = self._spacing_m()
+        return None if spacing_m is None else position.stddev_keyframes * spacing_m
+
+    def _elsewhere(
+        self, found: Found, rank_of: Mapping[int, int], match: Keyframe, scores: RunScores
+    ) -> NDArray[np.bool_]:
+        """Which places of a run's scores are surely not that of a match, bool [m].
+
+        Where a map holds few places, nearer ones count as well: the margin over them is smaller.
+        """
+        apart = np.abs(scores.places - match.place)
+        others = [found.ranked.keyframe(rank_of[int(n)]) for n in scores.places]
+        one_session = np.array([other.session == match.session for other in others])
+        far = one_session & (apart > NEAR_KEYFRAMES)
+        for i in np.flatnonzero(far).tolist():
+            far[i] = not show_one_place(match, others[i], self._same_places)
+        if int(far.sum()) >= MIN_ELSEWHERE:
+            return far
+        return one_session & (apart > NEAR_KEYFRAMES // 2)
+
+    def _is_own(self, keyframe: Keyframe) -> bool:
+        """Whether a keyframe is of the session that is being recorded."""
+        return self._recent.after_ns is not None and keyframe.session == self._recent.session
 
     def _relative_heading(self, camera: str, match: Keyframe) -> float | None:
         """How the robot is turned against that which made a keyframe, where headings are known.
@@ -377,14 +517,21 @@ class Matcher:
             return None
         return math.remainder(other - own, 2.0 * math.pi)
 
-    def _reason(self, best: Hypothesis, *, alone: bool) -> Reason:
+    def _reason(self, best: Hypothesis, run: RunEvidence | None, *, alone: bool) -> Reason:
         matching = self.config.matching
+        if run is not None and best.probability < matching.target_precision:
+            # The views lead there, but another place explains them as well.
+            if run.views > 2 and run.hits > run.views / 2:
+                return Reason.NOT_DISTINCT
+            new = best.probability < min(0.5, matching.target_precision)
+            return Reason.NEW_PLACE if new else Reason.BELOW_TARGET
         # One image by itself is too little to say that a place is new.
         if not alone and best.probability < min(0.5, matching.target_precision):
             return Reason.NEW_PLACE
         if (
             not alone
-            and matching.temporal in ("sequence", "both")
+            and (matching.temporal == "sequence" or self._is_gated(best.keyframe))
+            and matching.temporal != "filter"
             and best.sequence_support < matching.min_sequence_support
         ):
             return Reason.NO_SEQUENCE_SUPPORT

@@ -14,19 +14,45 @@ import math
 from dataclasses import dataclass
 
 from hashvpr_ros.map.calibration import Calibration
+from hashvpr_ros.matching.runs import Position, RunEvidence
 
 # For a model without a curve of its own, conservative: 0.5 at a distinctness of 0.15, 0.9 at 0.26.
 BUILT_IN_CURVE = (20.0, -3.0)
 # The curve of a run, relative to the model's for one image.
 RUN_STEEPER = 7.6
 RUN_MIDDLE = 0.32
-# Log odds of a match by the filter and the sequence: factors of the filter's log odds, of the
-# support, and of the run's distinctness times the model's slope; and the intercept. Fitted by
-# logistic regression on rendered courses (seeds 11 and 12 without odometry; the same and one of
-# look-alike halves, seed 22, with), see docs/architecture.md.
-BY_IMAGES = (0.71, 4.36, 2.27, -5.81)
-# Where odometry says that the robot can be there, other places that look alike count nothing; the
-# third factor is of what the run's distinctness lies below _ALIKE.
+# Log odds of a match that odometry cannot judge: factors of the lead in views and of the relative
+# margin, and the intercept. The relative margin is the margin over the spread of other places plus
+# a least spread, and at most so much. Fitted by logistic regression on real and rendered sets
+# together, checked on each set left out (docs/log/decisions.md).
+
+
+@dataclass(frozen=True)
+class _RunCurve:
+    by_lead: float
+    by_margin: float
+    intercept: float
+    least_spread: float
+    most_margin: float
+
+
+# Of a map of another session: the robot is mostly in it.
+_OTHER_SESSION = _RunCurve(0.71, 9.9, -3.9, 0.14, 1.37)
+# Of the session that is being recorded: most of its images show new places.
+_OWN_SESSION = _RunCurve(0.70, 16.1, -7.3, 0.15, 0.46)
+# Within a session the light hardly changes: a place that is less similar than this is another one
+# that looks alike. Log odds per similarity below.
+_LEAST_OWN_SCORE, _BELOW_OWN_SCORE = 0.63, 85.0
+# The same in relation to how similar consecutive views are.
+_OF_NEIGHBOURS = 0.8
+# Below this relative margin another place explains the run as well. Log odds per margin below.
+_LEAST_MARGIN, _BELOW_MARGIN = 0.08, 60.0
+# Similarities are measured in those of the model that the constants were fitted with, by the
+# slopes of the two models' probability curves.
+_FITTED_SLOPE = 15.8
+# Log odds of a match that odometry could have ruled out: factors of the filter's log odds, of the
+# support, and of what the run's distinctness, times the model's slope, lies below _ALIKE; and the
+# intercept. Fitted by logistic regression on rendered courses (seeds 11, 12 and 22).
 BY_ODOMETRY = (0.64, 4.74, 4.0, -0.83)
 # A run is not here that is less alike than what odometry forbids, by more than light makes of
 # places that are the same: before a robot is back at its start, odometry leaves the places around
@@ -82,31 +108,46 @@ class ProbabilityModel:
         log_odds = (1.0 - weight) * alone + weight * run
         return _logistic(log_odds)
 
-    def over_time(
-        self, mass: float, support: float, run_distinctness: float, *, by_odometry: bool
-    ) -> float:
-        """Probability by the filter and the sequence, 0 to 1.
+    def by_odometry(self, mass: float, support: float, run_distinctness: float) -> float:
+        """Probability of a match that odometry could have ruled out, and did not, 0 to 1.
 
         Args:
             mass: belief of the filter that the place is this one, 0 to 1.
             support: share of the preceding views that lead to the match, 0 to 1.
             run_distinctness: mean distinctness of those views and this one.
-            by_odometry: odometry says that the robot can be there.
         """
-        odds = math.log(max(mass, 1e-9) / max(1.0 - mass, 1e-9))
-        odds = max(-_MOST_LOG_ODDS, min(_MOST_LOG_ODDS, odds))
-        by_mass, by_support, by_run, intercept = BY_ODOMETRY if by_odometry else BY_IMAGES
-        distinct = self.slope * run_distinctness
-        if by_odometry:
-            distinct = min(0.0, distinct - _ALIKE)
-        log_odds = by_mass * odds + by_support * support + intercept + by_run * distinct
-        if self.calibration is not None and not by_odometry:
-            log_odds = self.calibration.slope * log_odds + self.calibration.intercept
-        return _logistic(log_odds)
+        odds = max(-_MOST_LOG_ODDS, min(_MOST_LOG_ODDS, _log_odds(mass, 1e-9)))
+        by_mass, by_support, by_run, intercept = BY_ODOMETRY
+        distinct = min(0.0, self.slope * run_distinctness - _ALIKE)
+        return _logistic(by_mass * odds + by_support * support + intercept + by_run * distinct)
+
+    def by_run(self, run: RunEvidence, position: Position, *, own_session: bool) -> float:
+        """Probability of a match by its run of views, 0 to 1: right to two keyframes.
+
+        Args:
+            run: how the run bears on the place.
+            position: of the match within the place.
+            own_session: the place is of the session that is being recorded.
+        """
+        unit = self.slope / _FITTED_SLOPE
+        curve = _OWN_SESSION if own_session else _OTHER_SESSION
+        spread = run.spread * unit + curve.least_spread
+        margin = min(run.margin * unit / spread, curve.most_margin)
+        log_odds = curve.by_lead * run.lead + curve.by_margin * margin + curve.intercept
+        log_odds -= _BELOW_MARGIN * max(0.0, _LEAST_MARGIN - margin)
+        if own_session:
+            least = max(_LEAST_OWN_SCORE, _OF_NEIGHBOURS * run.neighbours)
+            log_odds -= _BELOW_OWN_SCORE * unit * max(0.0, least - run.score)
+        probability = _logistic(log_odds) * position.probability
+        if self.calibration is None:
+            return probability
+        return _logistic(
+            self.calibration.slope * _log_odds(probability, 1e-15) + self.calibration.intercept
+        )
 
     def evidence(self, probability: float) -> float:
-        """The log odds that `over_time` made a probability of, before any calibration."""
-        log_odds = math.log(max(probability, 1e-15) / max(1.0 - probability, 1e-15))
+        """The log odds that `by_run` made a probability of, before any calibration."""
+        log_odds = _log_odds(probability, 1e-15)
         if self.calibration is not None:
             log_odds = (log_odds - self.calibration.intercept) / self.calibration.slope
         return log_odds
@@ -114,3 +155,7 @@ class ProbabilityModel:
 
 def _logistic(log_odds: float) -> float:
     return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, log_odds))))
+
+
+def _log_odds(probability: float, least: float) -> float:
+    return math.log(max(probability, least) / max(1.0 - probability, least))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.map.nearness import bits_apart
+from hashvpr_ros.matching.runs import RunScores, View, score_runs
 from hashvpr_ros.types import Keyframe
 
 # A view counts only when its code differs by this much from the one before, about half a metre in
@@ -37,6 +38,7 @@ class _View:
     best: Keyframe | None  # best match of that image
     distinctness: float  # of that match
     places: NDArray[np.int64]  # places of that match, and the same one when it was passed before
+    candidates: View | None  # all places that the image may show; None where there was none
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,27 @@ class SequenceMemory:
         count = int(best.sum())
         return Run(count / self.length, total / (1 + count))
 
+    def score(self, code: NDArray[np.uint8], present: View) -> list[RunScores]:
+        """How well runs of views that end with the present image fit each of its places.
+
+        Args:
+            code: of the present image, uint8 [64].
+            present: its candidates.
+
+        Returns:
+            runs of several lengths, the longest first.
+        """
+        before = [v.candidates for v in reversed(self._views) if v.candidates is not None]
+        return score_runs(present, before, self._is_new(code), self._neighbours())
+
+    def _neighbours(self) -> float:
+        """Mean similarity of consecutive views, by the angle that their codes differ by."""
+        if len(self._views) < 2:
+            return 0.0
+        codes = np.array([v.code for v in self._views])
+        share = bits_apart(codes[1:], codes[:-1]) / (8 * codes.shape[1])
+        return float(np.cos(np.pi * share).mean())
+
     def _is_new(self, code: NDArray[np.uint8]) -> bool:
         if not self._views:
             return True
@@ -107,13 +130,15 @@ class SequenceMemory:
         best: Keyframe | None,
         distinctness: float,
         copies: Sequence[int] = (),
+        candidates: View | None = None,
     ) -> None:
         """Remember an image, if it shows something new.
 
         Args:
             best: match of the image, with its distinctness; None for none.
             copies: places of the same session known to be the same, of other laps.
+            candidates: all places that the image may show.
         """
         if self._is_new(code):
             places = np.array([] if best is None else [best.place, *copies], np.int64)
-            self._views.append(_View(stamp_ns, code, best, distinctness, places))
+            self._views.append(_View(stamp_ns, code, best, distinctness, places, candidates))

@@ -1,0 +1,204 @@
+"""How well a run of views fits a place of the map, and how far it stands above other places.
+
+One image may err, a run of images seldom errs in step (SeqSLAM, Milford and Wyeth, ICRA 2012).
+While a robot retraces a path, the keyframes that its views match advance evenly. So each candidate
+place gets the mean similarity of the last views along the best line through it, keyframe over
+view. Two yardsticks tell a true place from an impostor: the best line through any place that is
+surely another one, and the number of views whose own best match lies on the line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Keyframes passed per view, forwards and backwards.
+_ADVANCES = (0.33, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0)
+_SLOPES = np.array([*_ADVANCES, *(-v for v in _ADVANCES)])
+# Keyframes by which the best match of a view may lie beside the line and still support it.
+_TOLERANCE = 2
+# Views of the shorter runs.
+_LENGTHS = (4, 8)
+# Keyframes on either side among which the position is chosen.
+_HALF_WINDOW = 6
+# A view counts for the position by this factor less than the next one.
+_DECAY, _POSITION_VIEWS = 0.7, 8
+# The position's weights are exp(factor * score / spread of the scores).
+_SHARPNESS = 2.5
+# Standard deviation of the position, in keyframes: a floor, and a share of the distance between
+# the two estimates. Chosen on five real sets together (docs/log/decisions.md).
+_LEAST_STDDEV, _STDDEV_PER_KEYFRAME = 0.35, 0.8
+
+
+@dataclass(frozen=True)
+class View:
+    """The candidates of one image, one for each place."""
+
+    places: NDArray[np.int64]  # ascending, [m]
+    similarities: NDArray[np.float64]  # best of each place, [m]
+
+    @staticmethod
+    def of(places: NDArray[np.integer], similarities: NDArray[np.floating]) -> View:
+        """The best similarity of each place.
+
+        Args:
+            places, similarities: of the candidates, [k], in any order.
+        """
+        order = np.lexsort((-similarities, places))
+        first = np.flatnonzero(np.diff(places[order], prepend=-1))
+        chosen = order[first]
+        return View(np.asarray(places[chosen], np.int64), np.asarray(similarities[chosen], float))
+
+    @property
+    def best(self) -> int:
+        """The most similar place; there must be one."""
+        return int(self.places[int(np.argmax(self.similarities))])
+
+    def at(self, positions: NDArray[np.float64], *, around: bool) -> NDArray[np.float64]:
+        """Similarities at positions along the map, in the shape of `positions`.
+
+        A place that is no candidate counts as the least similar candidate.
+
+        Args:
+            around: take the best of a place and its two neighbours.
+        """
+        rounded = np.rint(positions).astype(np.int64)
+        result = np.full(positions.shape, self.similarities.min())
+        for shift in (-1, 0, 1) if around else (0,):
+            index = np.searchsorted(self.places, rounded + shift)
+            index = np.minimum(index, len(self.places) - 1)
+            hit = self.places[index] == rounded + shift
+            np.maximum(result, np.where(hit, self.similarities[index], -np.inf), out=result)
+        return result
+
+
+@dataclass(frozen=True)
+class Position:
+    """Which keyframe of a place matches best, and how sure that is."""
+
+    place: int
+    stddev_keyframes: float
+
+    @property
+    def probability(self) -> float:
+        """That the position is right to two keyframes, 0 to 1."""
+        return math.erf(2.5 / (math.sqrt(2.0) * self.stddev_keyframes))
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """The run of views that ends with the present image, for each of its candidate places."""
+
+    places: NDArray[np.int64]  # ascending, [m]
+    scores: NDArray[np.float64]  # mean similarity along the best line, [m]
+    recent: NDArray[np.float64]  # the same, with the last views counting most, [m]
+    hits: NDArray[np.int64]  # views whose best match lies on a line through the place, [m]
+    views: int  # in the run, with the present one
+    neighbours: float = 0.0  # mean similarity of consecutive views
+
+    def position(self, place: int) -> Position:
+        """The best keyframe around a place.
+
+        The mean of two estimates: where the whole run fits best, and the mean of the last views'
+        scores. How far the two differ says how uncertain the position is.
+        """
+        near = np.flatnonzero(np.abs(self.places - place) <= _HALF_WINDOW)
+        if not len(near):
+            return Position(place, float(_HALF_WINDOW))
+        recent, numbers = self.recent[near], self.places[near]
+        weights = np.exp(_SHARPNESS * (recent - recent.max()) / max(recent.std(), 1e-3))
+        mean = float((weights * numbers).sum() / weights.sum())
+        by_run = float(numbers[int(np.argmax(self.scores[near]))])
+        middle = (mean + by_run) / 2
+        chosen = int(numbers[int(np.argmin(np.abs(numbers - middle)))])
+        stddev = math.hypot(_LEAST_STDDEV, _STDDEV_PER_KEYFRAME * abs(mean - by_run))
+        return Position(chosen, stddev)
+
+
+def score_runs(
+    present: View, before: Sequence[View], is_new: bool, neighbours: float = 0.0
+) -> list[RunScores]:
+    """Runs of several lengths that end with an image, for each of its candidate places.
+
+    A long run tells more, but a robot that has just come back to its map has a short one.
+
+    Args:
+        present: of the image; at least one candidate.
+        before: earlier views, the latest first; each with at least one candidate.
+        is_new: whether the image shows more than the latest view did.
+        neighbours: mean similarity of consecutive views.
+
+    Returns:
+        the longest run first; each has at least one view.
+    """
+    shape = len(present.places), len(_SLOPES)
+    total = np.repeat(present.similarities[:, np.newaxis], shape[1], 1)
+    recent = total.copy()
+    on_line = np.abs(present.places - present.best) <= _TOLERANCE
+    hits = np.repeat(on_line[:, np.newaxis].astype(np.int64), shape[1], 1)
+    weight, weights = 1.0, 1.0
+    ends = [n for n in _LENGTHS if n <= len(before)]
+    partial = []
+    for number, view in enumerate(before):
+        if number + 1 in ends:
+            partial.append((number + 1, total.max(1) / (number + 1), hits.max(1)))
+        behind = number + (1.0 if is_new else 0.5)
+        positions = present.places[:, np.newaxis] - _SLOPES * behind
+        total += view.at(positions, around=True)
+        hits += np.abs(positions - view.best) <= _TOLERANCE
+        if number + 1 < _POSITION_VIEWS:
+            weight *= _DECAY
+            weights += weight
+            recent += weight * view.at(positions, around=False)
+    views = 1 + len(before)
+    best = recent.max(1) / weights
+    lengths = [*partial, (views, total.max(1) / views, hits.max(1))]
+    return [
+        RunScores(present.places, scores, best, on_lines, length, neighbours)
+        for length, scores, on_lines in reversed(lengths)
+    ]
+
+
+@dataclass(frozen=True)
+class RunEvidence:
+    """How a run of views bears on one place, against the other places of its session."""
+
+    views: int  # in the run
+    score: float  # mean similarity along the line, -1 to 1
+    margin: float  # of the score over the best one elsewhere
+    spread: float  # of the scores elsewhere: the best less the median
+    lead: int  # views on the line, minus those on the best line elsewhere
+    hits: int  # views on the line
+    neighbours: float = 0.0  # mean similarity of consecutive views
+
+
+# Fewer surely different places than this among the candidates tell nothing of what looks alike.
+MIN_ELSEWHERE = 8
+
+
+def evidence_for(runs: RunScores, place: int, elsewhere: NDArray[np.bool_]) -> RunEvidence | None:
+    """The evidence for a place; None where too few other places are known.
+
+    Args:
+        place: in question.
+        elsewhere: which of the candidate places are surely other places, bool [m].
+    """
+    near = np.abs(runs.places - place) <= _TOLERANCE
+    if int(elsewhere.sum()) < MIN_ELSEWHERE or not near.any():
+        return None
+    score, hits = float(runs.scores[near].max()), int(runs.hits[near].max())
+    others = runs.scores[elsewhere]
+    best = float(others.max())
+    return RunEvidence(
+        runs.views,
+        score,
+        score - best,
+        best - float(np.median(others)),
+        hits - int(runs.hits[elsewhere].max()),
+        hits,
+        runs.neighbours,
+    )
