@@ -19,7 +19,7 @@ _CALIBRATION_BATCH = 4
 _LARGE = 1_000  # elements: below that a cast takes as much space as it spares
 # In a network with depthwise convolutions these first ones stay in float32. So do all depthwise
 # convolutions, the projections behind them, pooling and linear layers: their channels differ much
-# in range, and the whitened descriptor is sensitive. On queries of Corridor 98.2 % of the lite
+# in range, and the whitened descriptor is sensitive. On queries of Corridor 98 % of the lite
 # model's bits stay equal; with only the first nine in float32 it is 95 %.
 _FIRST_CONVOLUTIONS = 9
 
