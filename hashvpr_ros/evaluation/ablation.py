@@ -24,7 +24,7 @@ from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.engine.preprocess import describe_image
 from hashvpr_ros.evaluation.baselines import BASELINES, evaluate_baseline
 from hashvpr_ros.evaluation.bootstrap import LEAST_BLOCKS, block_length, interval
-from hashvpr_ros.evaluation.evaluate import KS, candidates_to_rerank, place_of
+from hashvpr_ros.evaluation.evaluate import KS, place_of
 from hashvpr_ros.evaluation.metrics import (
     average_precision,
     brier,
@@ -212,7 +212,6 @@ def ablate(
                 _by_code(place_map, queries[0], sizes),
                 _by_float(held, queries[1], sizes),
             ]
-            depth = candidates_to_rerank(dataset.references, None)
             for top_k in TOP_KS:
                 label = f"code, re-ranked (k = {top_k})"
                 ways.append(
@@ -225,7 +224,7 @@ def ablate(
                 ways.append(
                     _by_recognizer(
                         place_map, engine, queries, sizes, temporal, label,
-                        {"matching.temporal": temporal, "matching.top_k": depth},
+                        {"matching.temporal": temporal},
                     )
                 )  # fmt: skip
             similarity = queries[1] @ held.T

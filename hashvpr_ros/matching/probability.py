@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from hashvpr_ros.map.calibration import Calibration
 from hashvpr_ros.matching.runs import Position, RunEvidence
 
-# For a model without a curve of its own, conservative: 0.5 at a distinctness of 0.15, 0.9 at 0.26.
-BUILT_IN_CURVE = (20.0, -3.0)
+# For a model without a curve of its own, conservative: 0.5 at a margin of 0.2, 0.9 at 0.35.
+BUILT_IN_CURVE = (15.0, -3.0)
 # The curve of a run, relative to the model's for one image.
 RUN_STEEPER = 7.6
 RUN_MIDDLE = 0.32

@@ -67,10 +67,10 @@ def test_trajectories_as_files_spacing_and_radius(run, drives, tmp_path):
         *("--image-topic", IMAGE_TOPIC),
     )
     well(run(*arguments))
-    recall = strict_json(path)["recall"]["float"]["1"]
+    assert strict_json(path)["recall"]["float"]["1"] > 90
     well(run(*arguments, "--spacing", 3, "--radius", 30))
     wide = strict_json(path)
-    assert 14 <= wide["queries"] <= 16 and wide["recall"]["float"]["1"] >= recall
+    assert 14 <= wide["queries"] <= 16 and wide["recall"]["float"]["1"] > 90
     # 0.3 m lie between the drives.
     refused(run(*arguments, "--radius", 0.01), "no query is within 0.01 m", "one origin")
 

@@ -53,12 +53,12 @@ def test_every_way_has_its_numbers(summary):
 
 
 def test_what_time_adds_beats_single_images(summary):
-    """The bar: sequence and filter beat single images on the corridor; no closure is wrong."""
+    """Runs of views beat single images on the corridor, and hardly any closure is wrong."""
     ways = summary["ways"]
     assert ways["both"]["recall"]["1"] > ways["rerank_100"]["recall"]["1"]
     assert ways["both"]["recall"]["1"] > ways["float"]["recall"]["1"]
-    assert ways["both"]["closures"]["accepted"] > 5
-    assert ways["both"]["closures"]["precision"] == 100.0
+    assert ways["both"]["closures"]["accepted"] > 30
+    assert ways["both"]["closures"]["precision"] > 95.0
 
 
 def test_the_network_beats_what_does_without(summary):

@@ -5,12 +5,14 @@ import itertools
 import pytest
 
 from hashvpr_ros.engine.factory import create_engine
+from hashvpr_ros.map.calibration import Calibration
 from hashvpr_ros.matching.probability import (
     _ALIKE,
     BUILT_IN_CURVE,
     FULL_SUPPORT,
     ProbabilityModel,
 )
+from hashvpr_ros.matching.runs import Position, RunEvidence
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +41,43 @@ def test_no_single_image_of_little_distinctness_is_a_closure(lite):
 
 
 def test_a_run_makes_a_small_distinctness_sure_and_none_at_all_unlikely(lite):
-    assert lite(0.07, FULL_SUPPORT, 0.07) > 0.99
+    assert lite(0.1, FULL_SUPPORT, 0.1) > 0.99
     assert lite(0.0, 1.0, 0.0) < 0.05
-    assert lite(0.07, 0.1, 0.07) < 0.9
+    assert lite(0.1, 0.1, 0.1) < 0.9
 
 
 def test_with_odometry_a_run_may_be_alike_elsewhere_but_not_less_alike_here(lite):
     """What is the same elsewhere differs by its light; what is less alike is another place."""
     limit = _ALIKE / lite.slope
     distinct = (0.1, 0.0, 0.99 * limit, 2.5 * limit, 5.0 * limit)
-    sure = [lite.over_time(0.99, 0.9, d, by_odometry=True) for d in distinct]
+    sure = [lite.by_odometry(0.99, 0.9, d) for d in distinct]
     assert sure[0] == sure[1] == sure[2] > 0.99
     assert sure[2] > sure[3] > sure[4]
     assert sure[3] < 0.9
-    alone = [lite.over_time(0.99, 0.9, d, by_odometry=False) for d in (0.1, 0.0, -0.1)]
-    assert alone[0] > alone[1] > alone[2]
+
+
+def test_a_run_counts_by_its_lead_and_margin_and_less_in_its_own_session(lite):
+    sure, unsure = Position(5, 0.4), Position(5, 3.0)
+
+    def judge(position=sure, own_session=False, **evidence):
+        run = {"views": 16, "score": 0.8, "margin": 0.2, "spread": 0.1, "lead": 10, "hits": 15}
+        return lite.by_run(RunEvidence(**(run | evidence)), position, own_session=own_session)
+
+    assert judge() > 0.99
+    assert judge(lead=2) < judge() > judge(margin=0.02)
+    assert judge(unsure) < 0.7
+    assert judge(own_session=True) < judge()
+    assert judge(own_session=True, score=0.5) < 0.1
+    assert judge(own_session=True, neighbours=0.95, score=0.7) < judge(own_session=True, score=0.7)
+
+
+def test_a_calibration_changes_a_run_and_its_evidence_stays_what_it_was(lite):
+    run = RunEvidence(16, 0.8, 0.1, 0.1, 6, 12)
+    position = Position(5, 0.4)
+    calibrated = ProbabilityModel(
+        lite.slope, lite.intercept, False, Calibration(0.5, -1.0, 60, 60)
+    )
+    before = lite.by_run(run, position, own_session=False)
+    after = calibrated.by_run(run, position, own_session=False)
+    assert after < before
+    assert calibrated.evidence(after) == pytest.approx(lite.evidence(before))
