@@ -416,13 +416,17 @@ class Matcher:
         for rank in np.flatnonzero(sessions >= 0).tolist():
             rank_of.setdefault(int(found.places[rank]), rank)  # the best of each place
         known = {h.keyframe.place: h for h in hypotheses}
+        candidates = [found.ranked.keyframe(rank_of[int(n)]) for n in runs[0].places]
         judged: list[tuple[Hypothesis, RunEvidence | None]] = []
         numbers = [int(r.places[int(np.argmax(r.scores))]) for r in runs]
         for number in dict.fromkeys([*numbers, *known]):
             match = known.get(number)
             keyframe = match.keyframe if match else found.ranked.keyframe(rank_of[number])
             if not self._is_gated(keyframe):
-                judged.append(self._weigh_run(camera, found, rank_of, runs, number, keyframe))
+                elsewhere = self._elsewhere(candidates, keyframe)
+                judged.append(
+                    self._weigh_run(camera, found, rank_of, runs, number, keyframe, elsewhere)
+                )
             elif match is not None:
                 stddev_m = self._in_metres(runs[0].position(number))
                 judged.append((replace(match, position_stddev_m=stddev_m), None))
@@ -444,15 +448,18 @@ class Matcher:
         runs: Sequence[RunScores],
         number: int,
         keyframe: Keyframe,
+        elsewhere: NDArray[np.bool_],
     ) -> tuple[Hypothesis, RunEvidence | None]:
         """A place, judged by the run that speaks for it most clearly.
 
         Args:
+            rank_of: the best candidate of each place.
+            runs: that end with the present image, of several lengths.
             number, keyframe: of the place.
+            elsewhere: which places of the runs are surely other places, bool [m].
         """
-        elsewhere = self._elsewhere(found, rank_of, keyframe, runs[0])
-        # Too small a map says nothing of what looks alike.
-        probability, best = min(0.5, self.config.matching.target_precision), None
+        # Too small a map says nothing of what looks alike: no closure then.
+        probability, best = 0.0, None
         position = runs[0].position(number)
         for scores in runs:
             run = evidence_for(scores, number, elsewhere)
@@ -486,19 +493,16 @@ class Matcher:
         spacing_m = self._spacing_m()
         return None if spacing_m is None else position.stddev_keyframes * spacing_m
 
-    def _elsewhere(
-        self, found: Found, rank_of: Mapping[int, int], match: Keyframe, scores: RunScores
-    ) -> NDArray[np.bool_]:
-        """Which places of a run's scores are surely not that of a match, bool [m].
+    def _elsewhere(self, candidates: Sequence[Keyframe], match: Keyframe) -> NDArray[np.bool_]:
+        """Which candidates surely show another place than a match, bool [m].
 
         Where a map holds few places, nearer ones count as well: the margin over them is smaller.
         """
-        apart = np.abs(scores.places - match.place)
-        others = [found.ranked.keyframe(rank_of[int(n)]) for n in scores.places]
-        one_session = np.array([other.session == match.session for other in others])
+        apart = np.abs(np.array([c.place for c in candidates]) - match.place)
+        one_session = np.array([c.session == match.session for c in candidates])
         far = one_session & (apart > NEAR_KEYFRAMES)
         for i in np.flatnonzero(far).tolist():
-            far[i] = not show_one_place(match, others[i], self._same_places)
+            far[i] = not show_one_place(match, candidates[i], self._same_places)
         if int(far.sum()) >= MIN_ELSEWHERE:
             return far
         return one_session & (apart > NEAR_KEYFRAMES // 2)
@@ -519,9 +523,13 @@ class Matcher:
 
     def _reason(self, best: Hypothesis, run: RunEvidence | None, *, alone: bool) -> Reason:
         matching = self.config.matching
-        if run is not None and best.probability < matching.target_precision:
-            # The views lead there, but another place explains them as well.
-            if run.views > 2 and run.hits > run.views / 2:
+        judged_by_run = (
+            not alone and matching.temporal == "both" and not self._is_gated(best.keyframe)
+        )
+        if judged_by_run and best.probability < matching.target_precision:
+            # The views lead there, but another place explains them as well; or the map holds too
+            # few places to tell.
+            if run is None or (run.views > 2 and run.hits > run.views / 2):
                 return Reason.NOT_DISTINCT
             new = best.probability < min(0.5, matching.target_precision)
             return Reason.NEW_PLACE if new else Reason.BELOW_TARGET

@@ -147,7 +147,7 @@ def test_live_ones_take_effect_at_the_next_image(node):
     assert show().reason == "no_candidate"
     assert node.set("matching.exclude_recent_s", 0.0).successful
     assert show().hypotheses
-    assert show().reason == "new_place"
+    assert show().reason == "not_distinct"  # top_k is 1: there is nothing to compare with
     # A picture that was shown before, judged by itself and by those before it alone.
     assert node.set("matching.top_k", 100).successful
     assert node.set("matching.temporal", "sequence").successful

@@ -32,6 +32,7 @@ os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="vpr_test_log"))
 rclpy = pytest.importorskip("rclpy", reason="needs a ROS 2 environment (rclpy)")
 pytest.importorskip("hashvpr_ros.msg", reason="needs the package built by colcon (its messages)")
 
+import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
@@ -275,11 +276,21 @@ def starter(client: Client, folder: Path) -> Iterator[Callable[..., VprProcess]]
 
 
 def picture(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
-    """An image that differs from those of other seeds: uint8 [H, W, 3]."""
+    """An image that differs from those of other seeds, to the model too: uint8 [H, W, 3]."""
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (5, 7, 3), np.uint8)
-    rows, columns = np.arange(height) * 5 // height, np.arange(width) * 7 // width
-    return np.ascontiguousarray(coarse[rows][:, columns])
+    image = np.empty((height, width, 3), np.uint8)
+    image[:] = rng.integers(0, 256, 3)
+    for _ in range(12):
+        colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+        kind, thick = rng.integers(3), int(rng.integers(1, 4))
+        a, b = ((int(rng.integers(width)), int(rng.integers(height))) for _ in range(2))
+        if kind == 0:
+            cv2.rectangle(image, a, b, colour, cv2.FILLED)
+        elif kind == 1:
+            cv2.circle(image, a, int(rng.integers(3, width // 4)), colour, cv2.FILLED)
+        else:
+            cv2.line(image, a, b, colour, thick)
+    return image
 
 
 def image_message(image: np.ndarray, stamp_ns: int, frame_id: str = "lens") -> Image:
