@@ -16,6 +16,8 @@ from hashvpr_ros.matching.bayes import likelihood_ratios
 from hashvpr_ros.matching.choice import Choice, choose
 from hashvpr_ros.matching.distinct import (
     NEAR_KEYFRAMES,
+    NEAR_M,
+    NEAR_NS,
     SamePlaces,
     distinctness,
     show_one_place,
@@ -45,6 +47,38 @@ from hashvpr_ros.types import (
     Reason,
     Verdict,
 )
+
+# Keyframes next to the newest that may be a candidate.
+_BORDER_KEYFRAMES = 3
+# By which a match may be wrong in a dense map.
+_TOLERANCE_M = 1.5
+
+
+class _Candidates:
+    """Keyframes of the candidate places of one image, as arrays."""
+
+    def __init__(self, keyframes: Sequence[Keyframe]) -> None:
+        self._keyframes = keyframes
+        self._places = np.array([k.place for k in keyframes], np.int64)
+        self._stamps_ns = np.array([k.stamp_ns for k in keyframes], np.int64)
+        self._sessions = np.array([k.session for k in keyframes])
+        self._frames = np.array([k.pose.frame_id if k.pose else "" for k in keyframes])
+        nowhere = (math.nan,) * 3
+        self._positions = np.array([k.pose.position_m if k.pose else nowhere for k in keyframes])
+
+    def elsewhere(
+        self, match: Keyframe, near_keyframes: float, same: SamePlaces
+    ) -> NDArray[np.bool_]:
+        """Which of them show another place of a match's session, bool [m]."""
+        far = self._sessions == match.session
+        far &= np.abs(self._places - match.place) > near_keyframes
+        far &= np.abs(self._stamps_ns - match.stamp_ns) > NEAR_NS
+        if match.pose is not None:
+            metres = np.linalg.norm(self._positions - match.pose.position_m, axis=1)
+            far &= ~((metres <= NEAR_M) & (self._frames == match.pose.frame_id))
+        for i in np.flatnonzero(far).tolist():
+            far[i] = not same.linked(match.place, int(self._places[i]))
+        return far
 
 
 class Matcher:
@@ -416,20 +450,26 @@ class Matcher:
         for rank in np.flatnonzero(sessions >= 0).tolist():
             rank_of.setdefault(int(found.places[rank]), rank)  # the best of each place
         known = {h.keyframe.place: h for h in hypotheses}
-        candidates = [found.ranked.keyframe(rank_of[int(n)]) for n in runs[0].places]
+        bests = [int(r.places[int(np.argmax(r.scores))]) for r in runs]
+        keyframes = {n: found.ranked.keyframe(rank_of[n]) for n in dict.fromkeys(bests)}
+        keyframes |= {n: h.keyframe for n, h in known.items()}
+        open_to = {n: k for n, k in keyframes.items() if not self._is_gated(k)}
+        if not open_to:  # odometry judges them all
+            return tuple(
+                replace(h, position_stddev_m=self._in_metres(runs[0].position(n)))
+                for n, h in known.items()
+            ), None
+        candidates = _Candidates([found.ranked.keyframe(rank_of[int(n)]) for n in runs[0].places])
         judged: list[tuple[Hypothesis, RunEvidence | None]] = []
-        numbers = [int(r.places[int(np.argmax(r.scores))]) for r in runs]
-        for number in dict.fromkeys([*numbers, *known]):
-            match = known.get(number)
-            keyframe = match.keyframe if match else found.ranked.keyframe(rank_of[number])
-            if not self._is_gated(keyframe):
+        for number, keyframe in keyframes.items():
+            if number in open_to:
                 elsewhere = self._elsewhere(candidates, keyframe)
                 judged.append(
                     self._weigh_run(camera, found, rank_of, runs, number, keyframe, elsewhere)
                 )
-            elif match is not None:
+            elif number in known:
                 stddev_m = self._in_metres(runs[0].position(number))
-                judged.append((replace(match, position_stddev_m=stddev_m), None))
+                judged.append((replace(known[number], position_stddev_m=stddev_m), None))
         judged.sort(key=lambda item: -item[0].probability)  # stable: of equals, the longest run's
         kept: list[tuple[Hypothesis, RunEvidence | None]] = []
         for hypothesis, run in judged:
@@ -461,12 +501,20 @@ class Matcher:
         # Too small a map says nothing of what looks alike: no closure then.
         probability, best = 0.0, None
         position = runs[0].position(number)
+        own = self._is_own(keyframe)
+        # What is just old enough to be a candidate looks like the present image while the robot
+        # drives away from it: no revisit.
+        leaving = own and number >= int(runs[0].places[-1]) - _BORDER_KEYFRAMES
         for scores in runs:
             run = evidence_for(scores, number, elsewhere)
             if run is None:
                 break
             here = scores.position(number)
-            value = self._probability.by_run(run, here, own_session=self._is_own(keyframe))
+            value = self._probability.by_run(
+                run, here, own_session=own, tolerance_keyframes=self._tolerance_keyframes()
+            )
+            if leaving:
+                value = min(value, 0.9, 0.9 * self.config.matching.target_precision)
             if best is None or value > probability:
                 probability, best, position = value, run, here
         rank = rank_of.get(position.place, rank_of.get(number))
@@ -489,23 +537,26 @@ class Matcher:
         )
         return hypothesis, best
 
+    def _tolerance_keyframes(self) -> float:
+        """By how many keyframes a match may be wrong: two, or more where the map is dense."""
+        spacing_m = self._spacing_m()
+        return 2.5 if spacing_m is None else max(2.5, _TOLERANCE_M / spacing_m)
+
     def _in_metres(self, position: Position) -> float | None:
         spacing_m = self._spacing_m()
         return None if spacing_m is None else position.stddev_keyframes * spacing_m
 
-    def _elsewhere(self, candidates: Sequence[Keyframe], match: Keyframe) -> NDArray[np.bool_]:
+    def _elsewhere(self, candidates: _Candidates, match: Keyframe) -> NDArray[np.bool_]:
         """Which candidates surely show another place than a match, bool [m].
 
         Where a map holds few places, nearer ones count as well: the margin over them is smaller.
         """
-        apart = np.abs(np.array([c.place for c in candidates]) - match.place)
-        one_session = np.array([c.session == match.session for c in candidates])
-        far = one_session & (apart > NEAR_KEYFRAMES)
-        for i in np.flatnonzero(far).tolist():
-            far[i] = not show_one_place(match, candidates[i], self._same_places)
+        spacing_m = self._spacing_m()
+        near = NEAR_KEYFRAMES if spacing_m is None else max(NEAR_KEYFRAMES, NEAR_M / spacing_m)
+        far = candidates.elsewhere(match, near, self._same_places)
         if int(far.sum()) >= MIN_ELSEWHERE:
             return far
-        return one_session & (apart > NEAR_KEYFRAMES // 2)
+        return candidates.elsewhere(match, NEAR_KEYFRAMES // 2, self._same_places)
 
     def _is_own(self, keyframe: Keyframe) -> bool:
         """Whether a keyframe is of the session that is being recorded."""
@@ -529,7 +580,7 @@ class Matcher:
         if judged_by_run and best.probability < matching.target_precision:
             # The views lead there, but another place explains them as well; or the map holds too
             # few places to tell.
-            if run is None or (run.views > 2 and run.hits > run.views / 2):
+            if run is None or (run.views >= 4 and run.hits >= 0.75 * run.views):
                 return Reason.NOT_DISTINCT
             new = best.probability < min(0.5, matching.target_precision)
             return Reason.NEW_PLACE if new else Reason.BELOW_TARGET
@@ -538,8 +589,10 @@ class Matcher:
             return Reason.NEW_PLACE
         if (
             not alone
-            and (matching.temporal == "sequence" or self._is_gated(best.keyframe))
-            and matching.temporal != "filter"
+            and (
+                matching.temporal == "sequence"
+                or (matching.temporal == "both" and self._is_gated(best.keyframe))
+            )
             and best.sequence_support < matching.min_sequence_support
         ):
             return Reason.NO_SEQUENCE_SUPPORT

@@ -45,6 +45,10 @@ _OWN_SESSION = _RunCurve(0.70, 16.1, -7.3, 0.15, 0.46)
 _LEAST_OWN_SCORE, _BELOW_OWN_SCORE = 0.63, 85.0
 # The same in relation to how similar consecutive views are.
 _OF_NEIGHBOURS = 0.8
+# What stands out by its margin only needs this lead, these views on the line, and this advance in
+# keyframes; else it is no surer than _UNPROVEN log odds.
+_LEAST_LEAD, _LEAST_HITS, _LEAST_ADVANCE = 3, 3, 2
+_UNPROVEN = 2.2
 # Below this relative margin another place explains the run as well. Log odds per margin below.
 _LEAST_MARGIN, _BELOW_MARGIN = 0.08, 60.0
 # Similarities are measured in those of the model that the constants were fitted with, by the
@@ -121,13 +125,21 @@ class ProbabilityModel:
         distinct = min(0.0, self.slope * run_distinctness - _ALIKE)
         return _logistic(by_mass * odds + by_support * support + intercept + by_run * distinct)
 
-    def by_run(self, run: RunEvidence, position: Position, *, own_session: bool) -> float:
-        """Probability of a match by its run of views, 0 to 1: right to two keyframes.
+    def by_run(
+        self,
+        run: RunEvidence,
+        position: Position,
+        *,
+        own_session: bool,
+        tolerance_keyframes: float = 2.5,
+    ) -> float:
+        """Probability of a match by its run of views, 0 to 1.
 
         Args:
             run: how the run bears on the place.
             position: of the match within the place.
             own_session: the place is of the session that is being recorded.
+            tolerance_keyframes: by which the position may be wrong.
         """
         unit = self.slope / _FITTED_SLOPE
         curve = _OWN_SESSION if own_session else _OTHER_SESSION
@@ -138,7 +150,9 @@ class ProbabilityModel:
         if own_session:
             least = max(_LEAST_OWN_SCORE, _OF_NEIGHBOURS * run.neighbours)
             log_odds -= _BELOW_OWN_SCORE * unit * max(0.0, least - run.score)
-        probability = _logistic(log_odds) * position.probability
+        if run.lead < _LEAST_LEAD or run.hits < _LEAST_HITS or run.advance < _LEAST_ADVANCE:
+            log_odds = min(log_odds, _UNPROVEN)
+        probability = _logistic(log_odds) * position.probability(tolerance_keyframes)
         if self.calibration is None:
             return probability
         return _logistic(

@@ -34,15 +34,35 @@ _SHARPNESS = 2.5
 _LEAST_STDDEV, _STDDEV_PER_KEYFRAME = 0.35, 0.8
 
 
-@dataclass(frozen=True)
+# Places of a view that span at most so many numbers are looked up in an array.
+_DENSE_SPAN = 1 << 16
+
+
 class View:
-    """The candidates of one image, one for each place."""
+    """The candidates of one image, one for each place.
 
-    places: NDArray[np.int64]  # ascending, [m]
-    similarities: NDArray[np.float64]  # best of each place, [m]
+    Args:
+        places: ascending, int64 [m]; at least one.
+        similarities: best of each place, [m]; NaN counts as the least.
+    """
 
-    @staticmethod
-    def of(places: NDArray[np.integer], similarities: NDArray[np.floating]) -> View:
+    def __init__(self, places: NDArray[np.int64], similarities: NDArray[np.floating]) -> None:
+        self.places = places
+        self.similarities = np.nan_to_num(np.asarray(similarities, float), nan=-1.0)
+        self.best = int(places[int(np.argmax(self.similarities))])
+        self._least = float(self.similarities.min())
+        self._first = int(places[0]) - 1
+        self._dense: NDArray[np.float64] | None = None
+        span = int(places[-1]) - self._first + 2
+        if span <= _DENSE_SPAN:
+            self._dense = np.full(span, self._least)
+            self._dense[places - self._first] = self.similarities
+            self._around = self._dense.copy()
+            np.maximum(self._around[1:], self._dense[:-1], out=self._around[1:])
+            np.maximum(self._around[:-1], self._dense[1:], out=self._around[:-1])
+
+    @classmethod
+    def of(cls, places: NDArray[np.integer], similarities: NDArray[np.floating]) -> View:
         """The best similarity of each place.
 
         Args:
@@ -51,12 +71,7 @@ class View:
         order = np.lexsort((-similarities, places))
         first = np.flatnonzero(np.diff(places[order], prepend=-1))
         chosen = order[first]
-        return View(np.asarray(places[chosen], np.int64), np.asarray(similarities[chosen], float))
-
-    @property
-    def best(self) -> int:
-        """The most similar place; there must be one."""
-        return int(self.places[int(np.argmax(self.similarities))])
+        return cls(np.asarray(places[chosen], np.int64), similarities[chosen])
 
     def at(self, positions: NDArray[np.float64], *, around: bool) -> NDArray[np.float64]:
         """Similarities at positions along the map, in the shape of `positions`.
@@ -67,7 +82,12 @@ class View:
             around: take the best of a place and its two neighbours.
         """
         rounded = np.rint(positions).astype(np.int64)
-        result = np.full(positions.shape, self.similarities.min())
+        if self._dense is not None:
+            values = self._around if around else self._dense
+            index = rounded - self._first
+            inside = (index >= 0) & (index < len(values))
+            return np.where(inside, values[np.clip(index, 0, len(values) - 1)], self._least)
+        result = np.full(positions.shape, self._least)
         for shift in (-1, 0, 1) if around else (0,):
             index = np.searchsorted(self.places, rounded + shift)
             index = np.minimum(index, len(self.places) - 1)
@@ -83,10 +103,9 @@ class Position:
     place: int
     stddev_keyframes: float
 
-    @property
-    def probability(self) -> float:
-        """That the position is right to two keyframes, 0 to 1."""
-        return math.erf(2.5 / (math.sqrt(2.0) * self.stddev_keyframes))
+    def probability(self, tolerance_keyframes: float = 2.5) -> float:
+        """That the position is right to so many keyframes, 0 to 1."""
+        return math.erf(tolerance_keyframes / (math.sqrt(2.0) * self.stddev_keyframes))
 
 
 @dataclass(frozen=True)
@@ -98,7 +117,19 @@ class RunScores:
     recent: NDArray[np.float64]  # the same, with the last views counting most, [m]
     hits: NDArray[np.int64]  # views whose best match lies on a line through the place, [m]
     views: int  # in the run, with the present one
+    bests: NDArray[np.int64]  # best place of each view, the latest first, [views]
+    behind: NDArray[np.float64]  # views that lie between each of them and the present image
     neighbours: float = 0.0  # mean similarity of consecutive views
+
+    def advance(self, place: int) -> int:
+        """Keyframes by which the views on the best line through a place have advanced.
+
+        A robot that stands still sees one place again and again, which is one witness.
+        """
+        beside = np.abs(place - _SLOPES[:, np.newaxis] * self.behind - self.bests)
+        on_line = beside <= _TOLERANCE
+        seen = self.bests[on_line[int(np.argmax(on_line.sum(1)))]]
+        return int(seen.max() - seen.min()) if len(seen) else 0
 
     def position(self, place: int) -> Position:
         """The best keyframe around a place.
@@ -135,6 +166,7 @@ def score_runs(
     Returns:
         the longest run first; each has at least one view.
     """
+    behind = np.append(0.0, np.arange(len(before)) + (1.0 if is_new else 0.5))
     shape = len(present.places), len(_SLOPES)
     total = np.repeat(present.similarities[:, np.newaxis], shape[1], 1)
     recent = total.copy()
@@ -146,8 +178,7 @@ def score_runs(
     for number, view in enumerate(before):
         if number + 1 in ends:
             partial.append((number + 1, total.max(1) / (number + 1), hits.max(1)))
-        behind = number + (1.0 if is_new else 0.5)
-        positions = present.places[:, np.newaxis] - _SLOPES * behind
+        positions = present.places[:, np.newaxis] - _SLOPES * behind[number + 1]
         total += view.at(positions, around=True)
         hits += np.abs(positions - view.best) <= _TOLERANCE
         if number + 1 < _POSITION_VIEWS:
@@ -155,11 +186,12 @@ def score_runs(
             weights += weight
             recent += weight * view.at(positions, around=False)
     views = 1 + len(before)
-    best = recent.max(1) / weights
+    recently = recent.max(1) / weights
+    bests = np.array([present.best, *(view.best for view in before)])
     lengths = [*partial, (views, total.max(1) / views, hits.max(1))]
     return [
-        RunScores(present.places, scores, best, on_lines, length, neighbours)
-        for length, scores, on_lines in reversed(lengths)
+        RunScores(present.places, scores, recently, on_lines, n, bests[:n], behind[:n], neighbours)
+        for n, scores, on_lines in reversed(lengths)
     ]
 
 
@@ -173,11 +205,12 @@ class RunEvidence:
     spread: float  # of the scores elsewhere: the best less the median
     lead: int  # views on the line, minus those on the best line elsewhere
     hits: int  # views on the line
+    advance: int = 3  # keyframes by which those views have advanced
     neighbours: float = 0.0  # mean similarity of consecutive views
 
 
 # Fewer surely different places than this among the candidates tell nothing of what looks alike.
-MIN_ELSEWHERE = 8
+MIN_ELSEWHERE = 12
 
 
 def evidence_for(runs: RunScores, place: int, elsewhere: NDArray[np.bool_]) -> RunEvidence | None:
@@ -200,5 +233,6 @@ def evidence_for(runs: RunScores, place: int, elsewhere: NDArray[np.bool_]) -> R
         best - float(np.median(others)),
         hits - int(runs.hits[elsewhere].max()),
         hits,
+        runs.advance(place),
         runs.neighbours,
     )

@@ -103,7 +103,7 @@ def test_the_position_is_the_middle_and_its_spread_says_how_sure_it_is():
     present, *before = views(np.arange(16, 31))
     position = score_runs(present, before, True)[0].position(30)
     assert abs(position.place - 30) <= 1
-    assert position.stddev_keyframes < 1.0 and position.probability > 0.95
+    assert position.stddev_keyframes < 1.0 and position.probability() > 0.95
 
 
 def test_the_best_similarity_of_each_place_counts():
