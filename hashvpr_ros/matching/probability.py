@@ -47,7 +47,7 @@ _LEAST_OWN_SCORE, _BELOW_OWN_SCORE = 0.63, 85.0
 _OF_NEIGHBOURS = 0.8
 # What stands out by its margin only needs this lead, these views on the line, and this advance in
 # keyframes; else it is no surer than _UNPROVEN log odds.
-_LEAST_LEAD, _LEAST_HITS, _LEAST_ADVANCE = 3, 3, 2
+_LEAST_LEAD, _LEAST_HITS, _LEAST_ADVANCE = 3, 3, 3
 _UNPROVEN = 2.2
 # Below this relative margin another place explains the run as well. Log odds per margin below.
 _LEAST_MARGIN, _BELOW_MARGIN = 0.08, 60.0

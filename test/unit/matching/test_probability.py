@@ -81,3 +81,12 @@ def test_a_calibration_changes_a_run_and_its_evidence_stays_what_it_was(lite):
     after = calibrated.by_run(run, position, own_session=False)
     assert after < before
     assert calibrated.evidence(after) == pytest.approx(lite.evidence(before))
+
+
+@pytest.mark.parametrize("lack", [{"lead": 2}, {"hits": 2}, {"advance": 1}])
+def test_a_margin_is_no_closure_without_a_lead_hits_and_an_advance(lite, lack):
+    """One image, a robot that stands still, and two sessions that both fit are not enough."""
+    run = {"views": 16, "score": 0.9, "margin": 0.5, "spread": 0.05, "lead": 12, "hits": 15}
+    assert lite.by_run(RunEvidence(**run), Position(5, 0.4), own_session=False) > 0.99
+    run |= lack
+    assert lite.by_run(RunEvidence(**run), Position(5, 0.4), own_session=False) < 0.95

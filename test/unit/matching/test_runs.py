@@ -113,3 +113,27 @@ def test_the_best_similarity_of_each_place_counts():
     at = view.at(np.array([5.2, 6.0, 40.0]), around=True)
     assert at.tolist() == [0.4, 0.4, 0.2]
     assert view.at(np.array([6.0]), around=False).tolist() == [0.2]
+
+
+def test_a_robot_that_stands_still_does_not_advance():
+    moving, standing = views(np.arange(16, 31)), views(np.full(15, 30.0))
+    assert score_runs(moving[0], moving[1:], True)[0].advance(30) >= 10
+    assert score_runs(standing[0], standing[1:], False)[0].advance(30) <= 2
+
+
+def test_a_similarity_that_is_no_number_counts_as_the_least():
+    view = View.of(np.array([3, 5, 9]), np.array([np.nan, 0.2, 0.4]))
+    assert view.best == 9 and view.similarities.tolist() == [-1.0, 0.2, 0.4]
+
+
+def test_places_far_apart_are_looked_up_as_near_ones_are():
+    numbers, similarities = np.array([3, 5, 9]), np.array([0.1, 0.4, 0.3])
+    near, far = (
+        View(numbers, similarities),
+        View(np.append(numbers, 10**6), np.append(similarities, 0.1)),
+    )
+    positions = np.array([2.0, 4.2, 6.0, 9.0, 50.0])
+    for around in (False, True):
+        assert (
+            near.at(positions, around=around).tolist() == far.at(positions, around=around).tolist()
+        )
