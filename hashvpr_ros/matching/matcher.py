@@ -460,6 +460,7 @@ class Matcher:
                 for n, h in known.items()
             ), None
         candidates = _Candidates([found.ranked.keyframe(rank_of[int(n)]) for n in runs[0].places])
+        known_by_odometry = known.keys() - open_to.keys()
         judged: list[tuple[Hypothesis, RunEvidence | None]] = []
         for number, keyframe in keyframes.items():
             if number in open_to:
@@ -470,7 +471,13 @@ class Matcher:
             elif number in known:
                 stddev_m = self._in_metres(runs[0].position(number))
                 judged.append((replace(known[number], position_stddev_m=stddev_m), None))
-        judged.sort(key=lambda item: -item[0].probability)  # stable: of equals, the longest run's
+        # What is undecided comes last. Stable: of equals, that of the longest run.
+        judged.sort(
+            key=lambda item: (
+                item[1] is None and item[0].keyframe.place not in known_by_odometry,
+                -item[0].probability,
+            )
+        )
         kept: list[tuple[Hypothesis, RunEvidence | None]] = []
         for hypothesis, run in judged:
             if not any(
@@ -498,8 +505,8 @@ class Matcher:
             number, keyframe: of the place.
             elsewhere: which places of the runs are surely other places, bool [m].
         """
-        # Too small a map says nothing of what looks alike: no closure then.
-        probability, best = 0.0, None
+        # Too small a map says nothing of what looks alike: undecided, and no closure.
+        probability, best = min(0.5, 0.9 * self.config.matching.target_precision), None
         position = runs[0].position(number)
         own = self._is_own(keyframe)
         # What is just old enough to be a candidate looks like the present image while the robot
