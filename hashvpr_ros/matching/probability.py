@@ -39,7 +39,7 @@ class _RunCurve:
 # Of a map of another session: the robot is mostly in it.
 _OTHER_SESSION = _RunCurve(0.71, 9.9, -3.9, 0.14, 1.37)
 # Of the session that is being recorded: most of its images show new places.
-_OWN_SESSION = _RunCurve(0.70, 16.1, -7.3, 0.15, 0.46)
+_OWN_SESSION = _RunCurve(0.70, 16.1, -7.3, 0.2, 0.46)
 # Within a session the light hardly changes: a place that is less similar than this is another one
 # that looks alike. Log odds per similarity below.
 _LEAST_OWN_SCORE, _BELOW_OWN_SCORE = 0.63, 85.0
