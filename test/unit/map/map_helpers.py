@@ -84,6 +84,6 @@ def run(script: str, *arguments: object) -> str:
 
 AS_NOBODY = """
 # The interpreter may lie where only root can read: import first, then become somebody else.
-import numpy.random, uuid
+import numpy.ma, numpy.random, uuid
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 """
