@@ -346,8 +346,9 @@ def test_a_real_vpr_node_learns_from_it(start, start_back_end, client, diagnosti
 
     last = accepted[-1]  # until there closures have corrected the way
     back_end.wait(lambda: stored_m(last), "the map has the poses that were optimised")
-    # The first images may have come before vpr_node and the back end had found each other.
+    # The first images may have come before vpr_node and the back end had found each other. How
+    # many depends on discovery; enough must be left to tell whether the poses are better.
     known = [i for i in range(1, last) if stored_m(i) is not None]
-    assert len(known) > 0.5 * last
+    assert len(known) >= 20
     off_m = [math.dist(stored_m(i), TRUTH[i][:2]) for i in known]
     assert np.sqrt(np.square(off_m).mean()) < np.sqrt(np.square(drifted_m[known]).mean()) / 2
