@@ -7,7 +7,11 @@ over (Lowe's ratio test, IJCV 2004, section 7.1, made for places).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.poses import apart_m
@@ -123,3 +127,37 @@ def show_one_place(a: Keyframe, b: Keyframe, same: SamePlaces) -> bool:
         return True
     metres = apart_m(a.pose, b.pose)
     return metres is not None and metres <= NEAR_M
+
+
+class KeyframeArrays:
+    """Keyframes as arrays, for `show_one_place` of one with many.
+
+    Args:
+        keyframes: n of them.
+    """
+
+    def __init__(self, keyframes: Sequence[Keyframe]) -> None:
+        self._places = np.array([k.place for k in keyframes], np.int64)
+        self._stamps_ns = np.array([k.stamp_ns for k in keyframes], np.int64)
+        self._sessions = np.array([k.session for k in keyframes])
+        self._frames = np.array([k.pose.frame_id if k.pose else "" for k in keyframes])
+        nowhere = (math.nan,) * 3
+        self._positions = np.array([k.pose.position_m if k.pose else nowhere for k in keyframes])
+
+    def elsewhere(
+        self, match: Keyframe, near_keyframes: float, same: SamePlaces
+    ) -> NDArray[np.bool_]:
+        """Which show another place of a match's session, as `show_one_place` has it, bool [n].
+
+        Args:
+            near_keyframes: in the place of NEAR_KEYFRAMES.
+        """
+        far = self._sessions == match.session
+        far &= np.abs(self._places - match.place) > near_keyframes
+        far &= np.abs(self._stamps_ns - match.stamp_ns) > NEAR_NS
+        if match.pose is not None:
+            metres = np.linalg.norm(self._positions - match.pose.position_m, axis=1)
+            far &= ~((metres <= NEAR_M) & (self._frames == match.pose.frame_id))
+        for i in np.flatnonzero(far).tolist():
+            far[i] = not same.linked(match.place, int(self._places[i]))
+        return far

@@ -17,7 +17,7 @@ from hashvpr_ros.matching.choice import Choice, choose
 from hashvpr_ros.matching.distinct import (
     NEAR_KEYFRAMES,
     NEAR_M,
-    NEAR_NS,
+    KeyframeArrays,
     SamePlaces,
     distinctness,
     show_one_place,
@@ -52,33 +52,6 @@ from hashvpr_ros.types import (
 _BORDER_KEYFRAMES = 3
 # By which a match may be wrong in a dense map.
 _TOLERANCE_M = 1.5
-
-
-class _Candidates:
-    """Keyframes of the candidate places of one image, as arrays."""
-
-    def __init__(self, keyframes: Sequence[Keyframe]) -> None:
-        self._keyframes = keyframes
-        self._places = np.array([k.place for k in keyframes], np.int64)
-        self._stamps_ns = np.array([k.stamp_ns for k in keyframes], np.int64)
-        self._sessions = np.array([k.session for k in keyframes])
-        self._frames = np.array([k.pose.frame_id if k.pose else "" for k in keyframes])
-        nowhere = (math.nan,) * 3
-        self._positions = np.array([k.pose.position_m if k.pose else nowhere for k in keyframes])
-
-    def elsewhere(
-        self, match: Keyframe, near_keyframes: float, same: SamePlaces
-    ) -> NDArray[np.bool_]:
-        """Which of them show another place of a match's session, bool [m]."""
-        far = self._sessions == match.session
-        far &= np.abs(self._places - match.place) > near_keyframes
-        far &= np.abs(self._stamps_ns - match.stamp_ns) > NEAR_NS
-        if match.pose is not None:
-            metres = np.linalg.norm(self._positions - match.pose.position_m, axis=1)
-            far &= ~((metres <= NEAR_M) & (self._frames == match.pose.frame_id))
-        for i in np.flatnonzero(far).tolist():
-            far[i] = not same.linked(match.place, int(self._places[i]))
-        return far
 
 
 class Matcher:
@@ -459,7 +432,9 @@ class Matcher:
                 replace(h, position_stddev_m=self._in_metres(runs[0].position(n)))
                 for n, h in known.items()
             ), None
-        candidates = _Candidates([found.ranked.keyframe(rank_of[int(n)]) for n in runs[0].places])
+        candidates = KeyframeArrays(
+            [found.ranked.keyframe(rank_of[int(n)]) for n in runs[0].places]
+        )
         known_by_odometry = known.keys() - open_to.keys()
         judged: list[tuple[Hypothesis, RunEvidence | None]] = []
         for number, keyframe in keyframes.items():
@@ -553,7 +528,7 @@ class Matcher:
         spacing_m = self._spacing_m()
         return None if spacing_m is None else position.stddev_keyframes * spacing_m
 
-    def _elsewhere(self, candidates: _Candidates, match: Keyframe) -> NDArray[np.bool_]:
+    def _elsewhere(self, candidates: KeyframeArrays, match: Keyframe) -> NDArray[np.bool_]:
         """Which candidates surely show another place than a match, bool [m].
 
         Where a map holds few places, nearer ones count as well: the margin over them is smaller.

@@ -14,21 +14,24 @@ import math
 from dataclasses import dataclass
 
 from hashvpr_ros.map.calibration import Calibration
-from hashvpr_ros.matching.runs import Position, RunEvidence
+from hashvpr_ros.matching.runs import TOLERANCE_KEYFRAMES, Position, RunEvidence
 
 # For a model without a curve of its own, conservative: 0.5 at a margin of 0.2, 0.9 at 0.35.
 BUILT_IN_CURVE = (15.0, -3.0)
 # The curve of a run, relative to the model's for one image.
 RUN_STEEPER = 7.6
 RUN_MIDDLE = 0.32
-# Log odds of a match that odometry cannot judge: factors of the lead in views and of the relative
-# margin, and the intercept. The relative margin is the margin over the spread of other places plus
-# a least spread, and at most so much. Fitted by logistic regression on real and rendered sets
-# together, checked on each set left out (docs/log/decisions.md).
 
 
 @dataclass(frozen=True)
 class _RunCurve:
+    """Log odds of a match that odometry cannot judge, by lead in views and relative margin.
+
+    The relative margin is the margin over the spread of other places plus a least spread, and at
+    most so much. Fitted on real and rendered sets together, checked on each set left out
+    (docs/log/decisions.md).
+    """
+
     by_lead: float
     by_margin: float
     intercept: float
@@ -40,8 +43,8 @@ class _RunCurve:
 _OTHER_SESSION = _RunCurve(0.71, 9.9, -3.9, 0.14, 1.37)
 # Of the session that is being recorded: most of its images show new places.
 _OWN_SESSION = _RunCurve(0.70, 16.1, -7.3, 0.2, 0.46)
-# Within a session the light hardly changes: a place that is less similar than this is another one
-# that looks alike. Log odds per similarity below.
+# Within a session the light hardly changes: a place that is less similar than this is another
+# one. Log odds per similarity below.
 _LEAST_OWN_SCORE, _BELOW_OWN_SCORE = 0.63, 85.0
 # The same in relation to how similar consecutive views are.
 _OF_NEIGHBOURS = 0.8
@@ -131,7 +134,7 @@ class ProbabilityModel:
         position: Position,
         *,
         own_session: bool,
-        tolerance_keyframes: float = 2.5,
+        tolerance_keyframes: float = TOLERANCE_KEYFRAMES,
     ) -> float:
         """Probability of a match by its run of views, 0 to 1.
 

@@ -29,9 +29,21 @@ _HALF_WINDOW = 6
 _DECAY, _POSITION_VIEWS = 0.7, 8
 # The position's weights are exp(factor * score / spread of the scores).
 _SHARPNESS = 2.5
+# By how many keyframes a match may be wrong, where the map is not dense.
+TOLERANCE_KEYFRAMES = 2.5
 # Standard deviation of the position, in keyframes: a floor, and a share of the distance between
 # the two estimates. Chosen on five real sets together (docs/log/decisions.md).
 _LEAST_STDDEV, _STDDEV_PER_KEYFRAME = 0.35, 0.8
+
+
+def best_of_each(places: NDArray[np.integer], values: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Index of the largest value of each place, by ascending place; NaN is the least.
+
+    Args:
+        places, values: of candidates, [k], in any order.
+    """
+    order = np.lexsort((-values, places))
+    return order[np.flatnonzero(np.diff(places[order], prepend=-1))]
 
 
 # Places of a view that span at most so many numbers are looked up in an array.
@@ -68,9 +80,7 @@ class View:
         Args:
             places, similarities: of the candidates, [k], in any order.
         """
-        order = np.lexsort((-similarities, places))
-        first = np.flatnonzero(np.diff(places[order], prepend=-1))
-        chosen = order[first]
+        chosen = best_of_each(places, similarities)
         return cls(np.asarray(places[chosen], np.int64), similarities[chosen])
 
     def at(self, positions: NDArray[np.float64], *, around: bool) -> NDArray[np.float64]:
@@ -103,7 +113,7 @@ class Position:
     place: int
     stddev_keyframes: float
 
-    def probability(self, tolerance_keyframes: float = 2.5) -> float:
+    def probability(self, tolerance_keyframes: float = TOLERANCE_KEYFRAMES) -> float:
         """That the position is right to so many keyframes, 0 to 1."""
         return math.erf(tolerance_keyframes / (math.sqrt(2.0) * self.stddev_keyframes))
 
@@ -120,6 +130,11 @@ class RunScores:
     bests: NDArray[np.int64]  # best place of each view, the latest first, [views]
     behind: NDArray[np.float64]  # views that lie between each of them and the present image
     neighbours: float = 0.0  # mean similarity of consecutive views
+
+    @property
+    def best_place(self) -> int:
+        """The place that the run fits best."""
+        return int(self.places[int(np.argmax(self.scores))])
 
     def advance(self, place: int) -> int:
         """Keyframes by which the views on the best line through a place have advanced.
@@ -205,11 +220,11 @@ class RunEvidence:
     spread: float  # of the scores elsewhere: the best less the median
     lead: int  # views on the line, minus those on the best line elsewhere
     hits: int  # views on the line
-    advance: int = 3  # keyframes by which those views have advanced
-    neighbours: float = 0.0  # mean similarity of consecutive views
+    advance: int  # keyframes by which those views have advanced
+    neighbours: float  # mean similarity of consecutive views
 
 
-# Fewer surely different places than this among the candidates tell nothing of what looks alike.
+# Fewer surely different places than this do not show how similar different places are.
 MIN_ELSEWHERE = 12
 
 

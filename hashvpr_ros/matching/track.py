@@ -17,6 +17,7 @@ from hashvpr_ros.config import KeyframeConfig
 from hashvpr_ros.map.nearness import bits_apart
 from hashvpr_ros.matching.bayes import LEAST_SHARE, FilterSettings, Motion, PlaceFilter, SessionsOf
 from hashvpr_ros.matching.distinct import NEAR_KEYFRAMES, NEAR_M
+from hashvpr_ros.matching.runs import best_of_each
 from hashvpr_ros.matching.sequence import MAX_GAP_NS, NEW_VIEW_BITS, SequenceMemory
 
 # Without odometry an image is a witness of its own when its code differs by this much from that of
@@ -179,11 +180,10 @@ class Track:
             places: of the candidates, [k]; of several views of one place the best counts.
             ratios: of the candidates, [k].
         """
-        order = np.lexsort((-ratios, places))  # NaN, which says nothing, last
-        first = np.flatnonzero(np.diff(places[order], prepend=-1))
+        chosen = best_of_each(places, ratios)
         self.filter.update(
-            places[order][first],
-            ratios[order][first],
+            places[chosen],
+            ratios[chosen],
             self._witnesses[camera].weight,
         )
 

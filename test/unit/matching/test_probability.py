@@ -61,6 +61,7 @@ def test_a_run_counts_by_its_lead_and_margin_and_less_in_its_own_session(lite):
 
     def judge(position=sure, own_session=False, **evidence):
         run = {"views": 16, "score": 0.8, "margin": 0.2, "spread": 0.1, "lead": 10, "hits": 15}
+        run |= {"advance": 10, "neighbours": 0.0}
         return lite.by_run(RunEvidence(**(run | evidence)), position, own_session=own_session)
 
     assert judge() > 0.99
@@ -72,7 +73,7 @@ def test_a_run_counts_by_its_lead_and_margin_and_less_in_its_own_session(lite):
 
 
 def test_a_calibration_changes_a_run_and_its_evidence_stays_what_it_was(lite):
-    run = RunEvidence(16, 0.8, 0.1, 0.1, 6, 12)
+    run = RunEvidence(16, 0.8, 0.1, 0.1, 6, 12, 3, 0.0)
     position = Position(5, 0.4)
     calibrated = ProbabilityModel(
         lite.slope, lite.intercept, False, Calibration(0.5, -1.0, 60, 60)
@@ -87,6 +88,7 @@ def test_a_calibration_changes_a_run_and_its_evidence_stays_what_it_was(lite):
 def test_a_margin_is_no_closure_without_a_lead_hits_and_an_advance(lite, lack):
     """One image, a robot that stands still, and two sessions that both fit are not enough."""
     run = {"views": 16, "score": 0.9, "margin": 0.5, "spread": 0.05, "lead": 12, "hits": 15}
+    run |= {"advance": 3, "neighbours": 0.0}
     assert lite.by_run(RunEvidence(**run), Position(5, 0.4), own_session=False) > 0.99
     run |= lack
     assert lite.by_run(RunEvidence(**run), Position(5, 0.4), own_session=False) < 0.95
