@@ -423,8 +423,9 @@ class Matcher:
         for rank in np.flatnonzero(sessions >= 0).tolist():
             rank_of.setdefault(int(found.places[rank]), rank)  # the best of each place
         known = {h.keyframe.place: h for h in hypotheses}
-        bests = [int(r.places[int(np.argmax(r.scores))]) for r in runs]
-        keyframes = {n: found.ranked.keyframe(rank_of[n]) for n in dict.fromkeys(bests)}
+        keyframes = {
+            n: found.ranked.keyframe(rank_of[n]) for n in dict.fromkeys(r.best_place for r in runs)
+        }
         keyframes |= {n: h.keyframe for n, h in known.items()}
         open_to = {n: k for n, k in keyframes.items() if not self._is_gated(k)}
         if not open_to:  # odometry judges them all
@@ -435,26 +436,23 @@ class Matcher:
         candidates = KeyframeArrays(
             [found.ranked.keyframe(rank_of[int(n)]) for n in runs[0].places]
         )
-        known_by_odometry = known.keys() - open_to.keys()
-        judged: list[tuple[Hypothesis, RunEvidence | None]] = []
+        decided: list[tuple[Hypothesis, RunEvidence | None]] = []
+        undecided: list[tuple[Hypothesis, RunEvidence | None]] = []
         for number, keyframe in keyframes.items():
             if number in open_to:
                 elsewhere = self._elsewhere(candidates, keyframe)
-                judged.append(
-                    self._weigh_run(camera, found, rank_of, runs, number, keyframe, elsewhere)
+                hypothesis, run = self._weigh_run(
+                    camera, found, rank_of, runs, number, keyframe, elsewhere
                 )
+                (undecided if run is None else decided).append((hypothesis, run))
             elif number in known:
                 stddev_m = self._in_metres(runs[0].position(number))
-                judged.append((replace(known[number], position_stddev_m=stddev_m), None))
-        # What is undecided comes last. Stable: of equals, that of the longest run.
-        judged.sort(
-            key=lambda item: (
-                item[1] is None and item[0].keyframe.place not in known_by_odometry,
-                -item[0].probability,
-            )
-        )
+                decided.append((replace(known[number], position_stddev_m=stddev_m), None))
+        # Stable: of equals, that of the longest run comes first.
+        for judged in (decided, undecided):
+            judged.sort(key=lambda item: -item[0].probability)
         kept: list[tuple[Hypothesis, RunEvidence | None]] = []
-        for hypothesis, run in judged:
+        for hypothesis, run in decided + undecided:
             if not any(
                 show_one_place(hypothesis.keyframe, h.keyframe, self._same_places) for h, _ in kept
             ):
@@ -480,25 +478,23 @@ class Matcher:
             number, keyframe: of the place.
             elsewhere: which places of the runs are surely other places, bool [m].
         """
-        # Too small a map says nothing of what looks alike: undecided, and no closure.
-        probability, best = min(0.5, 0.9 * self.config.matching.target_precision), None
-        position = runs[0].position(number)
-        own = self._is_own(keyframe)
+        own, target = self._is_own(keyframe), self.config.matching.target_precision
+        tolerance_keyframes = self._tolerance_keyframes()
         # What is just old enough to be a candidate looks like the present image while the robot
         # drives away from it: no revisit.
         leaving = own and number >= int(runs[0].places[-1]) - _BORDER_KEYFRAMES
+        most = min(0.9, 0.9 * target) if leaving else 1.0
+        options: list[tuple[float, RunEvidence | None, Position]] = []
         for scores in runs:
-            run = evidence_for(scores, number, elsewhere)
-            if run is None:
+            run, position = evidence_for(scores, number, elsewhere), scores.position(number)
+            if run is None:  # too small a map to tell: undecided, and no closure
+                options.append((min(0.5, 0.9 * target), None, position))
                 break
-            here = scores.position(number)
             value = self._probability.by_run(
-                run, here, own_session=own, tolerance_keyframes=self._tolerance_keyframes()
+                run, position, own_session=own, tolerance_keyframes=tolerance_keyframes
             )
-            if leaving:
-                value = min(value, 0.9, 0.9 * self.config.matching.target_precision)
-            if best is None or value > probability:
-                probability, best, position = value, run, here
+            options.append((min(value, most), run, position))
+        probability, best, position = max(options, key=lambda option: option[0])
         rank = rank_of.get(position.place, rank_of.get(number))
         if rank is None:  # the filter's, and no candidate
             keyframe, distance_bits, similarity = self._finder.best_view(number, found.descriptor)
