@@ -112,27 +112,27 @@ def tower(folder: Path, held_out: Sequence[str] = ()) -> Tower:
         DatasetError: a table is missing or malformed, or a floor to leave out does not exist.
     """
     check_folder(folder)
-    numbers: dict[str, int] = {}
+    used: dict[str, bool] = {}  # of each frame: whether its floor is not held out
     floors = set()
     frames = folder / "frames.csv"
     for line, row in enumerate(_rows(frames), 2):
         path, floor = (_cell(frames, line, row, name) for name in ("path", "floor"))
         floors.add(floor)
-        if path in numbers:
+        if path in used:
             raise DatasetError(f"{frames}: line {line} names {path} again; remove it")
-        numbers[path] = -1 if floor in held_out else len(numbers)
+        used[path] = floor not in held_out
     unknown = sorted(set(held_out) - floors)
     if unknown:
         raise DatasetError(
             f"{frames}: has no floor {', '.join(unknown)}; held_out must name some of "
             f"{', '.join(sorted(floors))}"
         )
-    kept = {path: i for i, path in enumerate(p for p, n in numbers.items() if n >= 0)}
+    kept = {path: i for i, path in enumerate(p for p, is_used in used.items() if is_used)}
     pairs = []
     revisits = folder / "revisits.csv"
     for line, row in enumerate(_rows(revisits), 2):
         both = [_cell(revisits, line, row, name) for name in ("path_a", "path_b")]
-        foreign = [path for path in both if path not in numbers]
+        foreign = [path for path in both if path not in used]
         if foreign:
             raise DatasetError(
                 f"{revisits}: line {line} names {foreign[0]}, which is not in frames.csv"
