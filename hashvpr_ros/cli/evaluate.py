@@ -304,10 +304,10 @@ def _ablate(
 ) -> dict[str, Any]:
     from hashvpr_ros.evaluation.ablation import ablate
     from hashvpr_ros.evaluation.baselines import BASELINES
+    from hashvpr_ros.evaluation.evaluate import images_of
 
     baselines = tuple(BASELINES) if with_baselines else ()
-    images = len(dataset.queries) + len(dataset.references)
-    with progress_bar((1 + len(baselines)) * images, "describing") as bar:
+    with progress_bar((1 + len(baselines)) * images_of(dataset), "describing") as bar:
         done = ablate(
             dataset, engine, tolerance=tolerance, baselines=baselines, progress=ticker(bar)
         )

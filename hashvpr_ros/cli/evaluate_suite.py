@@ -38,7 +38,14 @@ def run(
             malformed, does not fit, or names no set. EngineError: a model cannot be loaded.
     """
     from hashvpr_ros.evaluation.baselines import BASELINES
-    from hashvpr_ros.evaluation.suite import find_sets, means, open_set, run_set, table_of
+    from hashvpr_ros.evaluation.suite import (
+        SUITE_NOTE,
+        find_sets,
+        means,
+        open_set,
+        run_set,
+        table_of,
+    )
 
     sets, skipped = find_sets(folder)
     ranges = _ranges(queries, [s.name for s in sets])
@@ -67,8 +74,6 @@ def run(
                     )
                 )  # fmt: skip
     click.echo(table(table_of(results, baselines, list(compared))))
-    from hashvpr_ros.evaluation.report import SUITE_NOTE, write_suite
-
     click.echo(SUITE_NOTE)
     for result in results:
         if result.error:
@@ -84,6 +89,8 @@ def run(
                 )
     settings: dict[str, Any] = {"tolerance": tolerance, "queries": ranges}
     if report is not None:
+        from hashvpr_ros.evaluation.report import write_suite
+
         write_suite(results, baselines, list(compared), report, machine(), engine.info, settings)
         click.echo(f"report: {report.resolve()}")
     write_json(

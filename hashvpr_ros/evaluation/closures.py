@@ -46,17 +46,8 @@ def localize(
     Returns:
         judged answers, one for each query. The stamps of the queries follow those of the map.
     """
-    first = len(place_map)
     recognizer = Recognizer(engine, place_map, Config(), mode=Mode.LOCALIZATION)
-    answers = [
-        answer_of(recognizer.process(engine.blank, stamp_of(first + i)))
-        for i in range(len(positives))
-    ]
-    truth = TruthByStamp(
-        {stamp_of(first + i): set(map(stamp_of, right)) for i, right in enumerate(positives)},
-        {stamp_of(first + i) for i, right in enumerate(positives) if right},
-    )
-    return judge(answers, truth)
+    return _play(recognizer, engine, len(place_map), positives, [bool(p) for p in positives])
 
 
 def drive(
@@ -78,12 +69,22 @@ def drive(
     """
     with PlaceMap.open("", engine.info.fingerprint, engine.info.feature_dim) as place_map:
         recognizer = Recognizer(engine, place_map, Config(), mode=Mode.SLAM)
-        answers = [
-            answer_of(recognizer.process(engine.blank, stamp_of(i))) for i in range(len(earlier))
-        ]
+        return _play(recognizer, engine, 0, earlier, revisits)
+
+
+def _play(
+    recognizer: Recognizer,
+    engine: RecordedEngine,
+    first: int,
+    correct: Sequence[set[int]],
+    revisits: Sequence[bool],
+) -> list[Answer]:
+    """Play the recorded images 1 s apart, the first with the stamp of index `first`, and judge."""
+    stamps = [stamp_of(first + i) for i in range(len(correct))]
+    answers = [answer_of(recognizer.process(engine.blank, stamp)) for stamp in stamps]
     truth = TruthByStamp(
-        {stamp_of(i): set(map(stamp_of, right)) for i, right in enumerate(earlier)},
-        {stamp_of(i) for i, revisit in enumerate(revisits) if revisit},
+        {stamp: set(map(stamp_of, right)) for stamp, right in zip(stamps, correct, strict=True)},
+        {stamp for stamp, revisit in zip(stamps, revisits, strict=True) if revisit},
     )
     return judge(answers, truth)
 

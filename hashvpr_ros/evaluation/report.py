@@ -22,15 +22,11 @@ from hashvpr_ros.evaluation import plots
 from hashvpr_ros.evaluation.ablation import Ablation, Way
 from hashvpr_ros.evaluation.evaluate import KS
 from hashvpr_ros.evaluation.run_result import Answer, RunResult
-from hashvpr_ros.evaluation.suite import SetResult, means, table_of
+from hashvpr_ros.evaluation.suite import SUITE_NOTE, SetResult, means, table_of
 from hashvpr_ros.replacing import replacing
 
 _GALLERY = 9
 _IMAGE_WIDTH = 240
-SUITE_NOTE = (
-    "Recall, precision and closed in percent; closed: share of the revisits with a correct "
-    "closure; position error: median, in frames. A mean is over the sets that have a value."
-)
 _OVERALL = "published to answered, median"
 
 

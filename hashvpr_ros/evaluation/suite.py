@@ -31,6 +31,10 @@ COLUMNS = {  # heading, and digits after the point
     "calibration_error": ("calib. error", 3),
     "position_error_frames": ("pos. error", 1),
 }
+SUITE_NOTE = (
+    "Recall, precision and closed in percent; closed: share of the revisits with a correct "
+    "closure; position error: median, in frames. A mean is over the sets that have a value."
+)
 _DEPTH = 2  # folders below that of the suite
 
 Row = dict[str, float | None]
