@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hashvpr_ros.matching.distinct import SamePlaces, show_one_place
 from hashvpr_ros.matching.finder import Finder, Found
 from hashvpr_ros.matching.track import Place
-from hashvpr_ros.types import Descriptor, Keyframe
+from hashvpr_ros.types import Keyframe
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class Choice:
 
 
 def choose(
-    descriptor: Descriptor,
     found: Found,
     sessions: NDArray[np.integer],
     places: Sequence[Place],
@@ -36,7 +35,6 @@ def choose(
     """The likeliest places, no two known to be one; the filter's first, then by similarity.
 
     Args:
-        descriptor: of the image.
         found: candidates, by the finder.
         sessions: of the candidates, [k], as the filter has them; negative: it cannot be there.
         places: that the filter believes in, best first.
@@ -60,7 +58,7 @@ def choose(
             c, keyframe = ranked.found[rank], ranked.keyframe(rank)
             choice = Choice(keyframe, c.distance_bits, c.similarity, place.mass)
         else:
-            choice = Choice(*finder.best_view(place.number, descriptor), place.mass)
+            choice = Choice(*finder.best_view(place.number, found.descriptor), place.mass)
         if is_new(choice.keyframe):
             chosen.append(choice)
     for rank in possible:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hashvpr_ros.matching.distinct import SamePlaces, show_one_place
+from hashvpr_ros.matching.runs import View
 from hashvpr_ros.types import Candidate, Hypothesis, LedgerEntry, Reason
 
 
@@ -20,6 +21,7 @@ class Matched:
     rerank_ms: float = 0.0
     temporal_ms: float = 0.0
     newest_allowed_ns: int | None = None  # keyframes stamped later were too recent
+    view: View | None = None  # places that it may show, for the images that follow
     entries: tuple[LedgerEntry, ...] = ()  # of all candidates, where a ledger is asked for
 
 

@@ -78,7 +78,6 @@ class Matcher:
         self._finder = Finder(self.map, self.odometer)
         self._verdicts = Verdicts()
         self._recent = Recent()
-        self._views: dict[str, View] = {}  # candidates of the present images by camera
         self._now_ns: int | None = None  # stamp of the image; None: it has no past
         self._forget_track()
 
@@ -135,7 +134,7 @@ class Matcher:
                 best.keyframe if best else None,
                 best.distinctness if best else 0.0,
                 self._copies(best.keyframe, m.candidates) if best else (),
-                self._views.get(camera),
+                m.view,
             )
             if best is not None and m.reason is Reason.ACCEPTED:
                 self._verdicts.accepted(
@@ -272,12 +271,6 @@ class Matcher:
         }
         started = time.perf_counter()
         sessions = {camera: self._sessions_of(f.places) for camera, f in found.items()}
-        self._views = {
-            camera: View.of(f.places[here], f.similarities[here])
-            for camera, f in found.items()
-            for here in [sessions[camera] >= 0]
-            if here.any()
-        }
         filtering = track if matching.temporal in ("filter", "both") else None
         places: Sequence[Place] = ()
         if filtering is not None:
@@ -288,10 +281,8 @@ class Matcher:
                     filtering.update(camera, f.places[here], ratios[here])
             places = filtering.places(count, self.odometer.positions)
         matched = {}
-        for camera, descriptor in descriptors.items():
-            matched[camera] = self._conclude(
-                camera, descriptor, found[camera], sessions[camera], track, places, count
-            )
+        for camera, f in found.items():
+            matched[camera] = self._conclude(camera, f, sessions[camera], track, places, count)
         matched = vote(matched, self._same_places)
         temporal_ms = 1e3 * (time.perf_counter() - started) / len(matched)
         return {
@@ -306,7 +297,6 @@ class Matcher:
     def _conclude(
         self,
         camera: str,
-        descriptor: Descriptor,
         found: Found,
         sessions: NDArray[np.integer],
         track: Track | None,
@@ -316,18 +306,18 @@ class Matcher:
         """What one camera's image shows."""
         matching = self.config.matching
         hypotheses: tuple[Hypothesis, ...] = ()
+        here = sessions >= 0
+        view = None
+        if track is not None and here.any():
+            view = View.of(found.places[here], found.similarities[here])
         if not found.candidates:
             reason = Reason.MAP_EMPTY if len(self.map) == 0 else Reason.NO_CANDIDATE
         else:
-            chosen = choose(
-                descriptor, found, sessions, places, self._finder, self._same_places, count
-            )
-            hypotheses = tuple(
-                self._weigh(camera, descriptor, found, track, each) for each in chosen
-            )
+            chosen = choose(found, sessions, places, self._finder, self._same_places, count)
+            hypotheses = tuple(self._weigh(camera, found, track, each) for each in chosen)
             run = None
-            if matching.temporal == "both" and track is not None and camera in self._views:
-                runs = track.views(camera).score(descriptor.code, self._views[camera])
+            if matching.temporal == "both" and track is not None and view is not None:
+                runs = track.views(camera).score(found.descriptor.code, view)
                 hypotheses, run = self._weigh_runs(
                     camera, found, sessions, runs, hypotheses, count
                 )
@@ -345,6 +335,7 @@ class Matcher:
             found.search_ms,
             found.rerank_ms,
             newest_allowed_ns=self._recent.after_ns,
+            view=view,
         )
 
     def _entries(
@@ -368,7 +359,6 @@ class Matcher:
     def _weigh(
         self,
         camera: str,
-        descriptor: Descriptor,
         found: Found,
         track: Track | None,
         choice: Choice,
@@ -379,7 +369,7 @@ class Matcher:
         )
         support, run_distinct = 0.0, distinct
         if track is not None:
-            run = track.views(camera).run(descriptor.code, keyframe, distinct)
+            run = track.views(camera).run(found.descriptor.code, keyframe, distinct)
             support, run_distinct = run.support, run.distinctness
         temporal = matching.temporal if track is not None else "none"
         if temporal == "none":

@@ -33,7 +33,7 @@ def asked():
             where = np.where(np.isin(found.places, impossible), -1, sessions)
             return [
                 c.keyframe.id
-                for c in choose(image, found, where, places, finder, SamePlaces(), len(places))
+                for c in choose(found, where, places, finder, SamePlaces(), len(places))
             ]
 
         yield ask
