@@ -542,30 +542,21 @@ class Matcher:
 
     def _reason(self, best: Hypothesis, run: RunEvidence | None, *, alone: bool) -> Reason:
         matching = self.config.matching
-        judged_by_run = (
-            not alone and matching.temporal == "both" and not self._is_gated(best.keyframe)
-        )
-        if judged_by_run and best.probability < matching.target_precision:
-            # The views lead there, but another place explains them as well; or the map holds too
-            # few places to tell.
-            if run is None or (run.views >= 4 and run.hits >= 0.75 * run.views):
-                return Reason.NOT_DISTINCT
-            new = best.probability < min(0.5, matching.target_precision)
-            return Reason.NEW_PLACE if new else Reason.BELOW_TARGET
+        below = best.probability < matching.target_precision
+        gated = self._is_gated(best.keyframe)
+        by_run = not alone and matching.temporal == "both" and not gated
+        # The views lead there, but another place explains them as well; or the map holds too few
+        # places to tell.
+        if by_run and below and (run is None or (run.views >= 4 and run.hits >= 0.75 * run.views)):
+            return Reason.NOT_DISTINCT
         # One image by itself is too little to say that a place is new.
         if not alone and best.probability < min(0.5, matching.target_precision):
             return Reason.NEW_PLACE
-        if (
-            not alone
-            and (
-                matching.temporal == "sequence"
-                or (matching.temporal == "both" and self._is_gated(best.keyframe))
-            )
-            and best.sequence_support < matching.min_sequence_support
-        ):
+        asks_support = not alone and not by_run and matching.temporal in ("sequence", "both")
+        if asks_support and best.sequence_support < matching.min_sequence_support:
             return Reason.NO_SEQUENCE_SUPPORT
-        if best.probability < matching.target_precision:
-            # Where odometry helps, what looks alike elsewhere counts little.
-            alike = best.distinctness <= 0.0 and not self._is_gated(best.keyframe)
-            return Reason.NOT_DISTINCT if alike else Reason.BELOW_TARGET
+        if below:
+            # Where odometry helps, a similar place elsewhere counts little.
+            similar = best.distinctness <= 0.0 and not gated and not by_run
+            return Reason.NOT_DISTINCT if similar else Reason.BELOW_TARGET
         return Reason.ACCEPTED
