@@ -132,7 +132,7 @@ class Hypothesis:
     similarity: float
     distinctness: float  # similarity less that of the best candidate at another place
     probability: float  # that this match is right, 0 to 1
-    sequence_support: float  # share of the preceding views that lead to it, 0 to 1
+    sequence_support: float  # share of the views that lead to it, 0 to 1
     # How the robot is turned against that which made the keyframe, -pi to pi; None: unknown.
     relative_heading_rad: float | None = None
     position_stddev_m: float | None = None  # along the path; None: unknown

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Set
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# With fewer, the resamples are too much alike to show the spread.
+# With fewer, the resamples are too similar to show the spread.
 LEAST_BLOCKS = 4
 
 

@@ -6,11 +6,14 @@ import pytest
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.distinct import (
     MIN_OTHER_PLACES,
+    NEAR_KEYFRAMES,
+    KeyframeArrays,
     RankedCandidates,
     SamePlaces,
     distinctness,
+    show_one_place,
 )
-from hashvpr_ros.types import Candidate, Descriptor, Pose
+from hashvpr_ros.types import Candidate, Descriptor, Keyframe, Pose
 
 STEP_NS = 10**9
 
@@ -108,3 +111,30 @@ def test_a_small_session_beside_a_large_one_says_nothing(place_map):
     fill(place_map, 50)
     found = ranked(place_map, {1: 0.8, 2: 0.79, **dict.fromkeys(range(10, 50), 0.4)})
     assert of_rank(found, 0, 42, SamePlaces()) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_arrays_and_pairs_agree(seed):
+    rng = np.random.default_rng(seed)
+
+    def some_pose():
+        if rng.random() < 0.3:
+            return None
+        frame = str(rng.choice(["map", "odom"]))
+        return Pose((float(rng.uniform(0, 30)), float(rng.uniform(0, 30)), 0.0), frame_id=frame)
+
+    keyframes = [
+        Keyframe(
+            i, str(rng.choice(["a", "b"])), "camera", int(rng.integers(60)) * 10**9, some_pose()
+        )
+        for i in range(1, 81)
+    ]
+    same = SamePlaces()
+    for a, b in rng.integers(1, 81, (4, 2)).tolist():
+        same.add(a, b)
+    arrays = KeyframeArrays(keyframes)
+    for match in keyframes[::7]:
+        expected = [
+            k.session == match.session and not show_one_place(match, k, same) for k in keyframes
+        ]
+        assert arrays.elsewhere(match, NEAR_KEYFRAMES, same).tolist() == expected
