@@ -4,6 +4,7 @@ import struct
 import time
 
 import cv2
+import numpy as np
 import pytest
 from sensor_msgs.msg import CompressedImage, Image
 from vpr_process import START_NS, Camera, image_message, picture, stamp_ns_of, wait_until
@@ -15,8 +16,12 @@ EVERYTHING = {
     "keyframes__min_novelty_bits": 0,
     "publish__diagnostics_period_s": 0.1,
 }
-JPEG = cv2.imencode(".jpg", picture(1))[1].tobytes()
-PNG = cv2.imencode(".png", picture(1))[1].tobytes()
+# Blocks of colour. Of some damaged images libjpeg writes a line each on standard error, of this
+# one none.
+_COLOURS = np.random.default_rng(1).integers(0, 256, (5, 7, 3), np.uint8)
+BLOCKS = np.ascontiguousarray(_COLOURS[np.arange(60) * 5 // 60][:, np.arange(80) * 7 // 80])
+JPEG = cv2.imencode(".jpg", BLOCKS)[1].tobytes()
+PNG = cv2.imencode(".png", BLOCKS)[1].tobytes()
 HUGE_PNG = PNG[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + PNG[24:]
 
 
