@@ -16,8 +16,8 @@ import gtsam
 import numpy as np
 from numpy.typing import NDArray
 
+from hashvpr_ros.file_io import replacing
 from hashvpr_ros.poses import unit
-from hashvpr_ros.replacing import replacing
 from hashvpr_ros.types import Pose
 
 _NODE_EVERY_M = 0.5
@@ -234,8 +234,8 @@ def write_tum(path: Path, trajectory: Sequence[tuple[int, Pose]]) -> None:
         seconds, rest = divmod(stamp_ns, 10**9)
         numbers = " ".join(f"{v:.9f}" for v in (*pose.position_m, *pose.orientation))
         lines.append(f"{seconds}.{rest:09d} {numbers}\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text("".join(lines))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.file_io import replacing
 from hashvpr_ros.map.files import refuse_kept_name
-from hashvpr_ros.replacing import replacing
 
 
 class OutFile(click.Path):
@@ -102,6 +102,9 @@ def write_json_text(path: Path, text: str) -> None:
         ConfigError: the file cannot be written, or is of another kind.
     """
     JSON_FILE.check(path)
-    with replacing(path) as temporary:
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be written: {e.strerror}; give another path") from e
+    with replacing(path) as temporary:
         temporary.write_text(text)

@@ -23,7 +23,7 @@ from hashvpr_ros.evaluation.ablation import Ablation, Way
 from hashvpr_ros.evaluation.evaluate import KS
 from hashvpr_ros.evaluation.run_result import Answer, RunResult
 from hashvpr_ros.evaluation.suite import SUITE_NOTE, SetResult, means, table_of
-from hashvpr_ros.replacing import replacing
+from hashvpr_ros.file_io import replacing
 
 _GALLERY = 9
 _IMAGE_WIDTH = 240

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hashvpr_ros.errors import CheckpointError, ConfigError, reason_of
+from hashvpr_ros.file_io import replacing
 from hashvpr_ros.model.dinov2 import SIZES
 from hashvpr_ros.model.lite import LiteNetwork
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
@@ -357,14 +357,10 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path, error=CheckpointError) as temporary, open(temporary, "wb") as file:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:  # a full disk is a RuntimeError to torch
-        with suppress(OSError):
-            temporary.unlink()
+    except RuntimeError as e:  # a full disk is a RuntimeError to torch
         raise CheckpointError(f"{path}: cannot be written ({e}); check path and free space") from e
