@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.datasets.folder import check_folder, image_paths
+from hashvpr_ros.datasets.npy import read_npy
 from hashvpr_ros.errors import DatasetError
+from hashvpr_ros.file_io import MB
 
 IMAGES, LOOPS, PLACES = "images", "loops.npy", "places.npy"
+_MOST_BYTES = 2_000 * MB  # 15,000 images in all pairs of float64
 
 
 class DriveFolder:
@@ -132,19 +135,19 @@ def _read_places(path: Path, images: int) -> list[Any]:
             f"{path}: holds {array.dtype}, but labels are integers or strings; convert it with "
             "astype(int) or astype(str)"
         )
-    labels: list[Any] = array.tolist()
+    try:
+        labels: list[Any] = array.tolist()
+    except (ValueError, SystemError) as e:  # of a text that is no Unicode
+        raise DatasetError(f"{path}: has a damaged label: {e}; write the file again") from e
     return labels
 
 
 def _load(path: Path) -> NDArray[Any]:
-    """An array of a .npy file; pickled objects are refused, since loading them can run code."""
+    """An array of a .npy file without objects."""
     try:
-        with path.open("rb") as file:
-            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as e:  # a damaged header raises whatever its bytes happen to call for
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        return read_npy(path, _MOST_BYTES).array()
+    except ValueError as e:
         raise DatasetError(
-            f"{path}: is not a readable array without objects: {reason}; write the file again "
-            "with numpy.save"
+            f"{path}: is not a readable array without objects: {e}; write the file again with "
+            "numpy.save"
         ) from e
-    return array

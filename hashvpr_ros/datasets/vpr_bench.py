@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import math
-import numbers
-import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hashvpr_ros.datasets.folder import check_folder, image_paths
+from hashvpr_ros.datasets.npy import read_npy
+from hashvpr_ros.datasets.number_pickle import Array, read_array
 from hashvpr_ros.errors import DatasetError
+from hashvpr_ros.file_io import MB
 
 GROUND_TRUTH = "ground_truth_new.npy"
-# All that an array of numbers and lists needs to be restored; a pickle can name anything else, and
-# naming it is how a hostile file runs code.
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-
-
-class _Numbers(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
+_MOST_BYTES = 200 * MB
+_MOST_INDICES = 20_000_000  # a file can name one list for each query
 
 
 class VprBench:
@@ -73,24 +58,24 @@ def read_ground_truth(path: Path, queries: int, references: int) -> list[list[in
     """The correct references of each query.
 
     Args:
-        path: .npy with an object array [N, 2]: query index, indices of its correct references.
+        path: .npy with an array [N, 2]: query index, and the indices of its correct references as
+            a list or an array. Such objects are read without the module pickle, so that a hostile
+            file runs nothing.
 
     Raises:
-        DatasetError: missing, malformed, or with indices that do not exist.
+        DatasetError: missing, malformed, too large, or with indices that do not exist.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DatasetError(
             f"{path}: is missing; it says which references are correct, an array of (query, "
             "correct references)"
         )
     try:
-        rows = [
-            (_index(row[0]), [_index(i) for i in np.atleast_1d(row[1])])
-            for row in _load_objects(path)
-        ]
-    except Exception as e:  # a damaged pickle raises whatever its bytes happen to call for
+        rows = _rows(path)
+    except ValueError as e:
         raise DatasetError(
-            f"{path}: not an array of (query, correct references): {e}; write it anew"
+            f"{path}: not an array of (query, correct references): {e}; write it again as an "
+            "array [N, 2]"
         ) from e
     found: dict[int, list[int]] = {}
     for query, right in rows:
@@ -116,28 +101,50 @@ def read_ground_truth(path: Path, queries: int, references: int) -> list[list[in
     return [found[i] for i in range(queries)]
 
 
+def _rows(path: Path) -> list[tuple[int, list[int]]]:
+    """Raises ValueError, which says what is wrong with the array."""
+    npy = read_npy(path, _MOST_BYTES)
+    if len(npy.shape) != 2 or npy.shape[1] != 2:
+        raise ValueError(f"its shape is {list(npy.shape)}, not [N, 2]")
+    if npy.holds_objects:
+        array = read_array(npy.content)
+        if array.shape != npy.shape or len(array.items) != 2 * npy.shape[0]:
+            raise ValueError("its header and content disagree")
+        values = array.items
+    elif npy.dtype.kind in "iuf":
+        values = npy.array().ravel().tolist()
+    else:
+        raise ValueError(f"it holds {npy.dtype}, which are no indices")
+    rows = []
+    left = _MOST_INDICES
+    for query, right in zip(values[::2], values[1::2], strict=True):
+        several = _several(right)
+        left -= len(several)
+        if left < 0:
+            raise ValueError(f"it names more than {_MOST_INDICES:,} references")
+        rows.append((_one(query), [_index(value) for value in several]))
+    return rows
+
+
+def _several(value: Any) -> Sequence[Any]:
+    """The values of a list or an array of one dimension, or a single one."""
+    if not isinstance(value, Array):
+        return value if isinstance(value, (list, tuple)) else [value]
+    if value.shape is None or len(value.shape) > 1 or len(value.items) != math.prod(value.shape):
+        raise ValueError("it holds an array of several dimensions, or a damaged one")
+    return value.items.tolist() if isinstance(value.items, np.ndarray) else value.items
+
+
+def _one(value: Any) -> int:
+    """A query, which may be an array of no dimension."""
+    if isinstance(value, Array) and value.shape == ():
+        (value,) = _several(value)
+    return _index(value)
+
+
 def _index(value: Any) -> int:
-    """A whole number, whatever its type; 1.5 or NaN is none."""
-    is_number = isinstance(value, numbers.Real)
-    if not is_number or value != math.floor(value):
-        raise ValueError(f"{value!r} is not an index")
-    return math.floor(value)
-
-
-def _load_objects(path: Path) -> Any:
-    data = io.BytesIO(path.read_bytes())
-    version = np.lib.format.read_magic(data)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:
-        raise ValueError(f"unknown .npy version {version}")
-    shape, _, dtype = read(data)
-    if not dtype.hasobject:
-        data.seek(0)
-        return np.load(data, allow_pickle=False)
-    array = _Numbers(data).load()
-    if not isinstance(array, np.ndarray) or array.shape != shape:
-        raise ValueError("its header and content disagree")
-    return array
+    """A whole number, as an int or a float; 1.5, NaN or True is none."""
+    if type(value) is int or (type(value) is float and value.is_integer()):
+        return int(value)
+    shown = repr(value) if isinstance(value, (bool, int, float)) else type(value).__name__
+    raise ValueError(f"{shown} is no index")

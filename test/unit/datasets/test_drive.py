@@ -94,9 +94,20 @@ def test_loops_that_are_no_numbers(make, value):
     refused(make(2, loops=loops), LOOPS, "NaN or infinity", "write 0 or 1")
 
 
-@pytest.mark.parametrize("dtype", [complex, "U1", "M8[s]", [("a", int)]])
+@pytest.mark.parametrize("dtype", [complex, "U1"])
 def test_loops_of_another_type(make, dtype):
     refused(make(2, loops=np.zeros((2, 2), dtype)), LOOPS, "astype(bool)")
+
+
+@pytest.mark.parametrize("dtype", ["M8[s]", [("a", int)]])
+def test_loops_of_no_numbers(make, dtype):
+    refused(make(2, loops=np.zeros((2, 2), dtype)), LOOPS, "neither numbers", "numpy.save")
+
+
+def test_a_label_that_is_no_text(make):
+    labels = np.array(["a", "b"])
+    labels.view(np.uint32)[1] = 0x7FFFFFFF
+    refused(make(2, places=labels), PLACES, "damaged label")
 
 
 @pytest.mark.parametrize("labels", [[0.5, np.nan], [1.0, 2.0], [True, False], [1j, 2j]])

@@ -123,7 +123,7 @@ def test_malformed_arrays(tmp_path, case):
 def test_files_of_another_kind(tmp_path, content):
     path = tmp_path / GROUND_TRUTH
     path.write_bytes(content)
-    refused(path, 1, 3, "write it anew")
+    refused(path, 1, 3, "write it again")
 
 
 def test_any_damage_is_one_error(tmp_path):
@@ -181,7 +181,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path):
             for content in (attack, objects([0, attack]), [0, [attack]]):
                 path = tmp_path / GROUND_TRUTH
                 path.write_bytes(npy((1, 2), pickle.dumps(content, protocol=protocol)))
-                refused(path, 1, 3, "write it anew")
+                refused(path, 1, 3, "write it again")
     # The attribute of an allowed module that is reached by a dotted name, and the extension
     # registry, are other ways to name a function.
     for raw in (
@@ -191,7 +191,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path):
         b"\x80\x02\x82\x01.",
     ):
         path.write_bytes(npy((1, 2), raw))
-        refused(path, 1, 3, "write it anew")
+        refused(path, 1, 3, "write it again")
     assert not list(tmp_path.glob("executed*"))
 
 
@@ -203,4 +203,4 @@ def test_a_header_that_lies_allocates_nothing(tmp_path):
     header = {"descr": "<i8", "fortran_order": False, "shape": (10**12, 2)}
     np.lib.format.write_array_header_1_0(out, header)
     path.write_bytes(out.getvalue() + bytes(16))
-    refused(path, 1, 3, "write it anew")
+    refused(path, 1, 3, "write it again")
