@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from hashvpr_ros.errors import ConfigError, HashVprError
 
@@ -22,6 +23,14 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
+)
+_ARCHIVES = (
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"BZh", "compressed by bzip2"),
+    (b"\xfd7zXZ", "compressed by xz"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
 )
 
 
@@ -49,10 +58,11 @@ def check_regular(
     return found
 
 
-def read_bytes(
+@contextmanager
+def open_regular(
     path: str | Path, most_bytes: int, *, error: type[HashVprError] = ConfigError
-) -> bytes:
-    """All of a regular file of bounded size.
+) -> Iterator[BinaryIO]:
+    """A regular file of bounded size, open for reading.
 
     Args:
         most_bytes: the largest size that is taken.
@@ -74,9 +84,17 @@ def read_bytes(
         raise
     with open(fd, "rb") as file:
         try:
-            content = file.read(most_bytes + 1)  # its size may have been a lie, or has grown
+            yield file
         except OSError as e:
             raise error(_cannot_read(path, e)) from e
+
+
+def read_bytes(
+    path: str | Path, most_bytes: int, *, error: type[HashVprError] = ConfigError
+) -> bytes:
+    """All of a regular file of bounded size; see `open_regular`."""
+    with open_regular(path, most_bytes, error=error) as file:
+        content = file.read(most_bytes + 1)  # its size may have been a lie, or has grown
     if len(content) > most_bytes:
         raise error(_too_large(path, len(content), most_bytes))
     return content
@@ -96,6 +114,38 @@ def read_text(
         raise error(
             f"{path}: is not a UTF-8 text file ({e.reason} at byte {e.start}); correct the path"
         ) from e
+
+
+def mistaken_for(head: bytes) -> str:
+    """What a file is that should hold weights or a network, by its first bytes.
+
+    Args:
+        head: the first 512 bytes, or fewer.
+
+    Returns:
+        the kind and the remedy as "is ...; ...", or "" where it is none of those that are known.
+    """
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself; fetch that by `git lfs pull`"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
+        return (
+            "is a web page that was saved in the place of a download; open its address in a "
+            "browser, confirm the download and save the file that comes"
+        )
+    for start, kind in _ARCHIVES:
+        if head.startswith(start):
+            return f"is {kind}; unpack it, and give the file inside"
+    if head[8:9] == b"{" and head[8:].lstrip(b"{ ").startswith(b'"'):
+        return "is in the format safetensors; give the same weights as written by torch.save"
+    try:
+        # A character may be cut in two at the end.
+        decoded = head.decode("utf-8") if len(head) < 512 else head[:508].decode("utf-8", "ignore")
+    except UnicodeDecodeError:
+        return ""
+    if head and all(c.isprintable() or c in "\t\r\n\ufeff" for c in decoded):
+        return "is a text file; correct the path, or download the file again"
+    return ""
 
 
 def _check(

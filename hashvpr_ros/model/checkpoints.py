@@ -1,8 +1,8 @@
 """Checkpoints: the authors', Meta's and our own, read without running what they may carry.
 
-Keys are the published ones (a leading `module.` is passed over), whatever our modules are called,
-so that ours load in the authors' code too. Files are opened with `weights_only`, so that a pickle
-can run nothing; what a file holds must then fit the network key by key, shape by shape.
+Keys are the published ones, whatever our modules are called, so that ours load in the authors'
+code too; what wrappers add to the names is taken away. Files are read by `torch_file`, where a
+pickle can run nothing; what a file holds must then fit the network key by key, shape by shape.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from torch import Tensor, nn
 
 from hashvpr_ros.errors import CheckpointError, ConfigError, reason_of
 from hashvpr_ros.file_io import replacing
+from hashvpr_ros.model import torch_file
 from hashvpr_ros.model.dinov2 import SIZES
 from hashvpr_ros.model.lite import LiteNetwork
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
 
 _LITE_KEY = "backbone.stem.weight"
+# What DataParallel, Lightning and torch.compile put into names: before, within, and repeatedly.
+_WRAPPERS = ("module", "model", "_orig_mod")
+_LONGEST_NAME = 200  # of a weight
 VERSION = 1  # of what our checkpoints say beside the weights
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # are widened to float32
 # Our names -> the published ones; the first that fits.
@@ -60,21 +64,9 @@ def read_checkpoint(
         remedy: what to do where it is damaged.
 
     Raises:
-        CheckpointError: missing, truncated, no checkpoint, or one that wants to run code.
+        CheckpointError: see `torch_file.load`; or it is no dictionary.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "no such file"
-        raise CheckpointError(f"{path}: {what}; correct the path of the checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises what its parts raise: zip, pickle, key, runtime errors
-        reason = reason_of(e)
-        if "weights only load failed" in str(e).lower():
-            reason = "it holds more than weights, and loading it could run code"
-        raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint ({reason}); {remedy}"
-        ) from e
+    content = torch_file.load(path, remedy)
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}, not a dictionary of weights; give the "
@@ -84,7 +76,7 @@ def read_checkpoint(
 
 
 def read_state(path: str | Path, content: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """The weights of a checkpoint by name, without a leading `module.`, as they are in the file.
+    """The weights of a checkpoint by name, without the names of wrappers, as they are in the file.
 
     None is looked into or copied: a file may say of a tensor that it is larger than any memory.
 
@@ -102,12 +94,13 @@ def read_state(path: str | Path, content: Mapping[str, Any] | None = None) -> di
             break
     state = {}
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        named = isinstance(key, str) and key.isprintable() and len(key) <= _LONGEST_NAME
+        if not named or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path}: its entry {key!r} is a {type(value).__name__}, not a tensor; give the "
-                "checkpoint of a network"
+                f"{path}: its entry {repr(key)[:80]} is a {type(value).__name__}, not a named "
+                "tensor; give the checkpoint of a network"
             )
-        name = key.removeprefix("module.")
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
         if name in state:
             raise CheckpointError(f"{path}: holds {name} twice; give an undamaged checkpoint")
         plain = value.layout is torch.strided and not (value.is_nested or value.is_quantized)
@@ -121,6 +114,23 @@ def read_state(path: str | Path, content: Mapping[str, Any] | None = None) -> di
     if not state:
         raise CheckpointError(f"{path}: holds no weights; give the checkpoint of a network")
     return state
+
+
+def shared_prefix(state: Mapping[str, Tensor]) -> str:
+    """What all names begin with, up to a dot; "" where they share nothing."""
+    shared = []
+    for parts in zip(*(name.split(".")[:-1] for name in state), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared) if len(state) > 1 else ""
+
+
+def _prefix_hint(state: Mapping[str, Tensor]) -> str:
+    prefix = shared_prefix(state)
+    if not prefix:
+        return ""
+    return f"; all its names begin with {prefix[:80]!r}, which may have to be taken away"
 
 
 def check_fit(path: str | Path, want: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -151,8 +161,8 @@ def check_fit(path: str | Path, want: Mapping[str, Tensor], state: Mapping[str, 
             problems.append(f"{what}: {', '.join(keys[:4])}{more}")
     if problems:
         raise CheckpointError(
-            f"{path}: does not fit the network ({'; '.join(problems)}); give a checkpoint of it, "
-            "trained by this version"
+            f"{path}: does not fit the network ({'; '.join(problems)}{_prefix_hint(state)}); give "
+            "a checkpoint of it, trained by this version"
         )
 
 
@@ -196,7 +206,7 @@ def infer_config(path: str | Path, state: Mapping[str, Tensor]) -> NetworkConfig
             hint = "; it looks like a backbone alone, to be given as such to `hashvpr train`"
         raise CheckpointError(
             f"{path}: not a checkpoint of SelaVPR++ (backbone.cls_token is missing or of an "
-            f"unknown width){hint}"
+            f"unknown width){hint or _prefix_hint(state)}; give a checkpoint of that network"
         )
     aggregation = "gem"
     if "aggregation.proj_c.weight" in state:
@@ -291,7 +301,7 @@ def _read_info(path: str | Path, stored: object) -> CheckpointInfo:
         if not isinstance(stored, dict):
             raise TypeError(f"a {type(stored).__name__}")
         if stored["format"] != VERSION:
-            raise ValueError(f"format {stored['format']!r}, this version reads {VERSION}")
+            raise ValueError(f"format {stored['format']!r:.40}, this version reads {VERSION}")
         size, curve = stored["size"], stored["probability_curve"]
         if size is not None:
             height, width = (int(v) for v in size)
@@ -303,7 +313,10 @@ def _read_info(path: str | Path, stored: object) -> CheckpointInfo:
             if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
                 raise ValueError(f"probability curve {slope} {intercept}")
             curve = (slope, intercept)
-        return CheckpointInfo(size, str(stored["license"]), str(stored["version"]), curve)
+        texts = stored["license"], stored["version"]
+        if not all(isinstance(v, str) and len(v) <= 1000 for v in texts):
+            raise ValueError("its license or version is no text, or too long")
+        return CheckpointInfo(size, *texts, curve)
     # Tensors in the place of numbers are RuntimeErrors.
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hashvpr_ros.errors import CheckpointError, reason_of
+from hashvpr_ros.model import torch_file
 
 _STEM = 32
 # Width and depth of each variant, relative to Lite0.
@@ -34,6 +35,7 @@ _STAGES = (
     (3, 1, 6, 320, 1),
 )
 _EPSILON = 1e-3
+_NORM = ("weight", "bias", "running_mean", "running_var")  # of a BatchNorm
 
 
 class _Block(NamedTuple):
@@ -165,8 +167,8 @@ def load_imagenet(network: EfficientNetLite, path: str | Path = "") -> None:
             ) from e
         files = getattr(module, f"EfficientnetLite{network.variant}ModelFile")
         path = files.get_model_file_path()
+    state = torch_file.load(path, f"install {package} again")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         _fold(network.stem, state, "_conv_stem", "_bn0")
         for i, block in enumerate(network.blocks):
             names = [
@@ -176,14 +178,17 @@ def load_imagenet(network: EfficientNetLite, path: str | Path = "") -> None:
             ]
             for layer, (conv, norm) in zip(block.layers, names[-len(block.layers) :], strict=True):
                 _fold(layer, state, f"_blocks.{i}.{conv}", f"_blocks.{i}.{norm}")
-    except Exception as e:  # torch raises what its parts raise: zip, pickle, key, runtime errors
-        reason = reason_of(e)
+    except Exception as e:  # whatever stands in the place of a dictionary of tensors
         raise CheckpointError(
-            f"{path}: not the weights of {name} ({reason}); install {package} again"
+            f"{path}: not the weights of {name} ({reason_of(e)}); install {package} again"
         ) from e
 
 
 def _fold(layer: FoldedConv, state: Mapping[str, Tensor], conv: str, norm: str) -> None:
+    shapes = {f"{norm}.{part}": layer.bias for part in _NORM} | {f"{conv}.weight": layer.weight}
+    for part, want in shapes.items():
+        if state[part].shape != want.shape:  # before it is widened: it may claim any shape
+            raise ValueError(f"{part} is {list(state[part].shape)}, not {list(want.shape)}")
     weight = state[f"{conv}.weight"].double()
     scale = state[f"{norm}.weight"].double() / torch.sqrt(
         state[f"{norm}.running_var"].double() + _EPSILON

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hashvpr_ros.model import torch_file
 from hashvpr_ros.model.adapters import TokenAdapter
 from hashvpr_ros.model.dinov2 import grid_of
 from hashvpr_ros.model.network import NetworkConfig, SelaVpr
@@ -49,7 +50,7 @@ def _cached(network: SelaVpr, images: Tensor) -> Callable[[], Tensor]:
         maker = multiprocessing.get_context("spawn").Process(target=_keep, args=arguments)
         maker.start()
         maker.join()
-        stages = torch.load(path, weights_only=True)
+        stages = torch_file.load(path)
     return lambda: network.branch("float", [s.float() for s in stages], size)
 
 

@@ -76,6 +76,17 @@ def test_half_precision_is_widened(published, save):
     assert next(loaded.parameters()).dtype == torch.float32
 
 
+def test_a_prefix_that_is_not_known_is_named(network, published, save):
+    path = save({f"net.student.{k}": v for k, v in published.items()})
+    refused(path, "all its names begin with 'net.student'")
+    backbone = {f"encoder.{k}": v for k, v in network.backbone.state_dict().items()}
+    refused(
+        save(backbone),
+        "all its names begin with 'encoder'",
+        load=lambda p: checkpoints.load_backbone(SelaVpr(CONFIG), p),
+    )
+
+
 def test_one_branch(published, save):
     float_only = {k: v for k, v in published.items() if not k.startswith(HASH)}
     hash_only = {k: v for k, v in published.items() if not k.startswith(FLOAT)}
