@@ -65,6 +65,13 @@ class MapConfig:
         "File of the map, made when it does not exist (not in mode localization). Empty: kept in "
         "memory and lost at the end.",
     )
+    allowed_dirs: list[str] = setting(
+        [],
+        "Folders in which services may read and write maps, with the folders in them; also where "
+        "`path` may lead when it is set while the node runs. Empty: the folder of the map, and "
+        "~/.ros.",
+        change=START,
+    )
     session: str = setting("", "Name of the session that is recorded. Empty: a new UUID.")
     commit_period_s: float = setting(
         1.0,

@@ -22,6 +22,7 @@ from rclpy.parameter import Parameter
 
 from hashvpr_ros.config import Config, from_flat
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.ros.allowed_dirs import AllowedDirs
 from hashvpr_ros.setting import CONFIGURE, LIVE, START, Setting, problem_with
 from hashvpr_ros.setting import settings as all_settings
 
@@ -46,6 +47,9 @@ _SET_LATER = {
 class Parameters:
     """Declares all parameters on a node and keeps them valid.
 
+    Attributes:
+        allowed_dirs: where services may read and write maps.
+
     Args:
         node: a node that has none of them yet.
         may_configure: whether parameters of kind CONFIGURE may change now.
@@ -65,6 +69,8 @@ class Parameters:
         self._settings = {s.name: s for s in all_settings(Config())}
         for setting in self._settings.values():
             self._declare(setting)
+        start = self.config().map
+        self.allowed_dirs = AllowedDirs(start.allowed_dirs, start.path)
         node.add_on_set_parameters_callback(self._check)
 
     def config(self) -> Config:
@@ -131,6 +137,8 @@ class Parameters:
             inside = self._from_inside == threading.get_ident()
             if not problem and setting.change == CONFIGURE and not inside:
                 problem = self._too_late(setting, value)
+            if not problem and setting.name == "map.path":
+                problem = self.allowed_dirs.problem_with(value)
             if problem:
                 return SetParametersResult(successful=False, reason=problem)
             if setting.change == LIVE:

@@ -210,7 +210,7 @@ class Runtime:
         if not self.map.read_only:
             self.map.start_session()
 
-    def load_map(self, path: str) -> PlaceMap:
+    def load_map(self, path: Path) -> PlaceMap:
         """Put another map in the place of the present one, which answers meanwhile.
 
         It stays where anything of that fails.
@@ -218,8 +218,6 @@ class Runtime:
         Raises:
             MapError: the new map cannot be opened, or is damaged.
         """
-        if not path:
-            raise MapError("the path of the map to load is empty; give the path of a file")
         with self._change:
             if self.map.is_at(path):
                 self.commit()
@@ -227,7 +225,7 @@ class Runtime:
             # Before it is opened for writing, which changes the file.
             if problems := damage_of(path, self._model()):
                 raise MapError(f"{path}: damaged, {problems[0]}; {remedy(path)}")
-            new = self.open_map(path, create=False)
+            new = self.open_map(str(path), create=False)
             try:
                 self._keep_good_copy(new)
                 self._keep_good_copy(self.map)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from pathlib import Path
 from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -13,6 +12,7 @@ from rclpy.node import Node
 
 from hashvpr_ros.errors import HashVprError, ImageError, MapError
 from hashvpr_ros.map.schema import MapNotFoundError, WrongModelError
+from hashvpr_ros.ros.allowed_dirs import AllowedDirs, PathError
 from hashvpr_ros.ros.conversions import (
     decode_request,
     from_pose,
@@ -44,6 +44,7 @@ class Services:
         status: gives the present MapStatus.
         first_camera: gives the name of the camera that a request without one means.
         on_mode: called with the new mode after SetMode.
+        allowed_dirs: where maps may be saved, and loaded from.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Services:
         status: Callable[[], Any],
         first_camera: Callable[[], str],
         on_mode: Callable[[str], None],
+        allowed_dirs: AllowedDirs,
     ) -> None:
         self._node = node
         self._runtime = runtime
         self._status = status
         self._first_camera = first_camera
         self._on_mode = on_mode
+        self._allowed_dirs = allowed_dirs
         self._waiting = threading.Semaphore(_WAITING_AT_MOST)
         group = ReentrantCallbackGroup()
         for kind, name, answer in (
@@ -106,22 +109,22 @@ class Services:
             runtime.commit()
             response.keyframes = len(place_map)
             return
-        path = Path(request.path).expanduser()
-        if not path.is_absolute() or path.is_dir() or (path.exists() and not request.overwrite):
+        try:
+            path = self._allowed_dirs.to_write(request.path, overwrite=request.overwrite)
+        except MapError as e:
             response.result = SaveMap.Response.RESULT_INVALID_PATH
-            response.message = (
-                f"{path}: exists; give another path or set overwrite"
-                if path.is_file()
-                else f"{path}: is no absolute path of a file"
-            )
+            response.message = str(e)
             return
         response.keyframes = runtime.save_copy(path, overwrite=request.overwrite)
 
     def _load(self, runtime: Runtime, request: Any, response: Any) -> None:
         try:
-            loaded = runtime.load_map(request.path)
+            if not request.path:
+                raise MapError("the path of the map to load is empty; give the path of a file")
+            loaded = runtime.load_map(self._allowed_dirs.to_read(request.path))
         except MapError as e:
             kinds = {
+                PathError: LoadMap.Response.RESULT_INVALID_PATH,
                 MapNotFoundError: LoadMap.Response.RESULT_NOT_FOUND,
                 WrongModelError: LoadMap.Response.RESULT_WRONG_MODEL,
             }

@@ -77,6 +77,7 @@ class VprNode(LifecycleNode):
             self._map_status,
             lambda: next(iter(self._topics), "camera"),
             self._settings.set_mode,
+            self._settings.allowed_dirs,
         )
         self._watch = StampWatch()
         self._pose_group = MutuallyExclusiveCallbackGroup()

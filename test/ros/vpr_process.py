@@ -253,7 +253,13 @@ def starter(client: Client, folder: Path) -> Iterator[Callable[..., VprProcess]]
     def start(namespace: str = "", udp_only: bool = False, **parameters: Any) -> VprProcess:
         # `map__path=` for `map.path`
         parameters = {k.replace("__", "."): v for k, v in parameters.items()}
-        parameters = {"engine.threads": 1, "map.path": "", **parameters}
+        parameters = {
+            "engine.threads": 1,
+            "map.path": "",
+            # Tests keep maps in folders of their own, all of them in this one.
+            "map.allowed_dirs": [str(folder.parent)],
+            **parameters,
+        }
         number = next(numbers)
         if parameters["map.path"] == "":
             parameters["map.path"] = str(folder / f"{number}.vprmap")
