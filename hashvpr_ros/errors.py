@@ -30,5 +30,13 @@ class CheckpointError(HashVprError):
 
 
 def reason_of(error: object) -> str:
-    """The first line of what a foreign library's error says, at most 200 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of what a foreign library's error says, at most 200 characters.
+
+    Of a longer one the beginning and the end are kept: C++ libraries say the reason last.
+    """
+    try:
+        text = str(error)
+    except Exception:  # as of a class whose __str__ is broken
+        text = ""
+    line = (text.strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:60]} … {line[-137:]}"

@@ -110,9 +110,11 @@ def _text(value: Any) -> str:
 
 
 def _onnx_facts(path: Path) -> dict[str, Any]:
-    from hashvpr_ros.engine.onnx_engine import read_model_info
+    from hashvpr_ros.engine.onnx_engine import model_info
+    from hashvpr_ros.engine.onnx_file import read_onnx
 
-    found = read_model_info(path)
+    file = read_onnx(path)
+    found = model_info(file)
     facts: dict[str, Any] = {
         "format": "ONNX",
         "name": found.name,
@@ -123,7 +125,7 @@ def _onnx_facts(path: Path) -> dict[str, Any]:
         "width_px": found.width,
         "feature_dim": found.feature_dim,
         "probability_curve": found.probability_curve,
-        "file_bytes": path.stat().st_size,
+        "file_bytes": len(file.content),
     }
     try:
         import onnx
@@ -136,7 +138,7 @@ def _onnx_facts(path: Path) -> dict[str, Any]:
         )
     except ImportError:
         return facts
-    model = onnx.load(str(path))
+    model = onnx.load_model_from_string(file.content)
     facts["operators"] = sorted({n.op_type for n in model.graph.node})
     facts["operators_tensorrt_8_lacks"] = unsupported_operators(model, major=8)
     facts["operators_tensorrt_10_lacks"] = unsupported_operators(model, major=10)

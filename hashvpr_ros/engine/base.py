@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashvpr_ros.errors import EngineError
+from hashvpr_ros.errors import EngineError, reason_of
+from hashvpr_ros.types import CODE_BYTES
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,48 @@ def check_images(images: object, info: EngineInfo, source: object) -> NDArray[np
     return array
 
 
-def check_features(features: NDArray[np.float32], source: object) -> None:
-    """Refuse what no distance can be computed from.
+def check_answer(
+    codes: object, features: object, rows: int, info: EngineInfo, source: object
+) -> None:
+    """Refuse what a model has no right to answer: it is used without another look.
+
+    Args:
+        rows: how many images were asked for.
 
     Raises:
-        EngineError: a feature is NaN or infinite.
+        EngineError: codes or features of another shape or type, or a feature is NaN or infinite.
     """
-    if not np.isfinite(features).all():
+    for name, array, dtype, shape in (
+        ("codes", codes, np.uint8, (rows, CODE_BYTES)),
+        ("features", features, np.float32, (rows, info.feature_dim)),
+    ):
+        if not isinstance(array, np.ndarray) or (array.dtype, array.shape) != (dtype, shape):
+            got = type(array).__name__
+            if isinstance(array, np.ndarray):
+                got = f"{array.dtype} {list(array.shape)}"
+            raise EngineError(
+                f"{source}: the model gave {name} {got}, not {np.dtype(dtype)} {list(shape)}; "
+                "export it again"
+            )
+    if not np.isfinite(features).all():  # type: ignore[call-overload]
         raise EngineError(f"{source}: the model gave NaN or infinity; export it again")
+
+
+@contextmanager
+def runtime_errors(source: object, what: str, remedy: str) -> Iterator[None]:
+    """Whatever a runtime raises inside, of whichever class, is an EngineError of one sentence.
+
+    Args:
+        source: the file of the engine.
+        what: failed, as "the runtime failed".
+        remedy: what to do.
+    """
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as e:  # the runtimes' own classes share no other base
+        raise EngineError(f"{source}: {what} ({reason_of(e)}); {remedy}") from e
 
 
 def closed(source: object) -> EngineError:

@@ -81,7 +81,7 @@ def create_engine(
     Raises:
         EngineError: unknown suffix, or the file cannot be used.
     """
-    path = Path(path).expanduser() if str(path) else default_model_path()
+    path = Path(os.path.expanduser(path)) if str(path) else default_model_path()
     make = _BY_SUFFIX.get(path.suffix.lower())
     if make is None:
         raise EngineError(
@@ -104,7 +104,7 @@ def open_engine(
     Raises:
         EngineError: unknown suffix, the file cannot be used, or TensorRT is required and fails.
     """
-    path = Path(config.path).expanduser() if config.path else default_model_path()
+    path = Path(os.path.expanduser(config.path)) if config.path else default_model_path()
     if path.suffix.lower() == ".onnx" and _wants_tensorrt(config, path):
         from hashvpr_ros.engine.tensorrt_build import BuildOptions
         from hashvpr_ros.engine.tensorrt_cache import cached_engine
@@ -135,6 +135,6 @@ def _wants_tensorrt(config: EngineConfig, path: Path) -> bool:
 
     reason = why_not()
     if reason:
-        # Most machines have none, and need no warning of it.
-        _log.info("%s runs by ONNX Runtime: %s", path.name, reason)
+        # Most machines have none, and nobody asked for it.
+        _log.debug("%s runs by ONNX Runtime: %s", path.name, reason)
     return not reason

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from hashvpr_ros.engine import tensorrt_gpu
 from hashvpr_ros.engine.base import EngineInfo
-from hashvpr_ros.engine.onnx_engine import read_model_info
+from hashvpr_ros.engine.onnx_engine import model_info
+from hashvpr_ros.engine.onnx_file import read_onnx
 from hashvpr_ros.engine.tensorrt_file import EngineHeader, with_plan, write_atomically
 from hashvpr_ros.engine.tensorrt_gpu import Gpu, GpuContext
 from hashvpr_ros.engine.tensorrt_operators import (
@@ -31,6 +33,7 @@ from hashvpr_ros.engine.tensorrt_operators import (
 )
 from hashvpr_ros.engine.tensorrt_progress import Steps, no_progress
 from hashvpr_ros.errors import EngineError
+from hashvpr_ros.file_io import MB, read_bytes
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -40,6 +43,7 @@ _log = logging.getLogger(__name__)
 PRECISIONS = ("fp16", "fp32")
 _OUTPUTS = ("codes", "features")
 _ELSEWHERE = "or run it by ONNX Runtime (engine.tensorrt off)"
+_MOST_TIMING_BYTES = 256 * MB
 _VERSION = 2  # of this file: one more with each change that makes another plan of the same graph
 
 
@@ -88,14 +92,14 @@ def build(
         EngineError: no TensorRT or GPU, the file is not of our contract, TensorRT does not take
             an operator, or fails.
     """
-    info = read_model_info(path)
+    model = read_onnx(path)
+    info, graph = model_info(model), model.content
     gpu = tensorrt_gpu.require_gpu(str(path))
     if options.precision not in PRECISIONS:
         raise EngineError(
             f"{path}: the precision must be one of {', '.join(PRECISIONS)}, not "
             f"{options.precision!r}"
         )
-    graph = path.read_bytes()
     what = f"building TensorRT engine of {info.name} ({options.precision}, {gpu.name})"
     with Steps(what, progress) as steps:
         context = GpuContext()
@@ -313,11 +317,10 @@ def _load_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITi
         return None
     data = b""
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        pass
-    except OSError as e:
-        _log.warning("%s: the timing cache cannot be read: %s", path, e.strerror)
+        if os.path.lexists(path):
+            data = read_bytes(path, _MOST_TIMING_BYTES, error=EngineError)
+    except EngineError as e:
+        _log.warning("the timing cache cannot be read: %s", str(e))  # not the frames it holds
     for content in dict.fromkeys((data, b"")):
         with suppress(Exception):  # damaged: versions differ in what they raise
             cache = config.create_timing_cache(content)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from hashvpr_ros.engine import tensorrt_gpu
 from hashvpr_ros.engine.base import EngineInfo
-from hashvpr_ros.engine.onnx_engine import read_model_info
+from hashvpr_ros.engine.onnx_engine import model_info
+from hashvpr_ros.engine.onnx_file import read_onnx
 from hashvpr_ros.engine.tensorrt_build import BuildOptions, build, build_key
 from hashvpr_ros.engine.tensorrt_engine import TensorRtEngine
 from hashvpr_ros.engine.tensorrt_file import read_engine, write_engine
@@ -56,9 +57,10 @@ def cached_engine(
         EngineError: no TensorRT or GPU, it cannot be built, or does not fit into the GPU's memory;
             not because of the cache.
     """
-    info = read_model_info(path)
+    model = read_onnx(path)
+    info = model_info(model)
     gpu = tensorrt_gpu.require_gpu(str(path))
-    key = build_key(info, path.read_bytes(), gpu, options)
+    key = build_key(info, model.content, gpu, options)
     folder = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
     file = folder / f"{_plain(info.name)}-{info.fingerprint[:12]}-{key[:16]}.engine"
     try:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.engine import tensorrt_gpu
-from hashvpr_ros.engine.base import EngineInfo, check_features, check_images, closed
+from hashvpr_ros.engine.base import EngineInfo, check_answer, check_images, closed
 from hashvpr_ros.engine.tensorrt_file import EngineHeader, read_engine
 from hashvpr_ros.engine.tensorrt_gpu import Gpu, GpuContext
 from hashvpr_ros.errors import EngineError, reason_of
@@ -177,7 +177,7 @@ class TensorRtEngine:
                 raise
             except Exception as e:  # PyCUDA's errors share no base with anything
                 raise self._failed("the GPU failed", e) from e
-        check_features(features, self.path)
+        check_answer(codes, features, len(images), self.info, self.path)
         return codes, features
 
     def _run(

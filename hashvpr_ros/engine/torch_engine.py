@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hashvpr_ros.engine.base import EngineInfo, check_features, check_images, closed
+from hashvpr_ros.engine.base import (
+    EngineInfo,
+    check_answer,
+    check_images,
+    closed,
+    runtime_errors,
+)
 from hashvpr_ros.errors import CheckpointError, ConfigError, EngineError
 from hashvpr_ros.model.checkpoints import open_checkpoint
 from hashvpr_ros.model.graph import EngineGraph, fingerprint
@@ -30,7 +37,7 @@ class TorchEngine:
     def __init__(
         self, path: str | Path, size: tuple[int, int] | None = None, threads: int = 0
     ) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         try:
             checkpoint = open_checkpoint(self.path)
             graph = EngineGraph(checkpoint.network)
@@ -60,10 +67,11 @@ class TorchEngine:
         if self._graph is None:
             raise closed(self.path)
         images = check_images(images, self.info, self.path)
-        with torch.inference_mode():
+        remedy = "close what fills the memory, or export it and give the .onnx"
+        with runtime_errors(self.path, "PyTorch failed", remedy), torch.inference_mode():
             batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
             codes, features = (t.cpu().numpy() for t in self._graph(batch))
-        check_features(features, self.path)
+        check_answer(codes, features, len(images), self.info, self.path)
         return codes, features
 
     def warm_up(self) -> None:

@@ -6,10 +6,8 @@ and its outputs are compared with those of the PyTorch module before any folding
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hashvpr_ros.engine.onnx_file import with_digest
 from hashvpr_ros.errors import ConfigError, EngineError
 from hashvpr_ros.export import precision as conversion
 from hashvpr_ros.export.folding import fold
+from hashvpr_ros.file_io import replacing
 from hashvpr_ros.model.efficientnet_lite import EfficientNetLite
 from hashvpr_ros.model.graph import EngineGraph, Normalise, fingerprint
 
@@ -91,8 +91,7 @@ def export_onnx(
     _check_arguments(path, precision, batch, images)
     height, width = size
     reference = EngineGraph(network.eval())
-    temporary = path.with_name(f".{path.name}.new.onnx")
-    try:
+    with replacing(path, error=EngineError) as temporary:
         _trace(EngineGraph(fold(network, height, width)), temporary, size, batch)
         model = onnx.load(str(temporary))
         if precision == "fp32":
@@ -107,7 +106,7 @@ def export_onnx(
         mark = fingerprint(network, height, width, precision, constants)
         _describe(model, metadata, mark, precision)
         onnx.checker.check_model(model, full_check=True)
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        temporary.write_bytes(with_digest(model.SerializeToString(deterministic=True)))
         probe = _probe(images, size, batch)
         cosine, bits, error = _compare(reference, temporary, probe, precision)
         least_cosine, least_bits = _LEAST[precision]
@@ -120,14 +119,6 @@ def export_onnx(
                 f"least {100 * least_bits:g}), largest difference {error:.2g}; export with a "
                 "higher precision"
             )
-        os.replace(temporary, path)
-    except OSError as e:
-        raise EngineError(
-            f"{path}: cannot be written ({e.strerror or e}); check path and free space"
-        ) from e
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return ExportReport(
         path,
         precision,

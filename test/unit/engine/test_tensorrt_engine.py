@@ -9,6 +9,7 @@ import pytest
 
 from hashvpr_ros.engine.factory import create_engine, default_model_path
 from hashvpr_ros.engine.onnx_engine import OnnxEngine
+from hashvpr_ros.engine.onnx_file import with_digest
 from hashvpr_ros.engine.tensorrt_build import BuildOptions, build
 from hashvpr_ros.engine.tensorrt_engine import TensorRtEngine
 from hashvpr_ros.engine.tensorrt_file import write_engine
@@ -48,7 +49,7 @@ def test_double_of_a_fixed_batch_is_given_it_whole(world, tmp_path, make_engine,
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = fixed
     path = tmp_path / "fixed.onnx"
-    onnx.save(model, path)
+    path.write_bytes(with_digest(model.SerializeToString()))
     engine, plain = make_engine(path), OnnxEngine(default_model_path(), threads=1)
     assert engine.header.max_batch == fixed and not world.configs[-1].profiles
     engine.warm_up()

@@ -13,6 +13,7 @@ import torch
 from hashvpr_ros.cli.export import command as export_command
 from hashvpr_ros.datasets.folder import image_paths, read_image
 from hashvpr_ros.engine.factory import create_engine, default_model_path
+from hashvpr_ros.engine.onnx_file import with_digest
 from hashvpr_ros.engine.preprocess import resize
 from hashvpr_ros.engine.torch_engine import TorchEngine
 from hashvpr_ros.errors import CheckpointError, ConfigError, EngineError
@@ -151,7 +152,7 @@ def test_int8_of_the_lite_model(data, tmp_path):
         for chosen in (image_paths(data / "corridor" / part)[::8] for part in ("ref", "query"))
     )
     model = conversion.to_int8(path, ref, 0)
-    onnx.save(model, tmp_path / "int8.onnx")
+    (tmp_path / "int8.onnx").write_bytes(with_digest(model.SerializeToString()))
     codes, features = create_engine(tmp_path / "int8.onnx").describe(np.stack(query))
     want_codes, want_features = plain.describe(np.stack(query))
     assert 1.0 - np.unpackbits(codes ^ want_codes).mean() >= 0.97
