@@ -127,7 +127,7 @@ def _locked(lock: Path, info: EngineInfo, progress: Progress) -> Iterator[None]:
     """Hold a lock file, which ends with the process; without one where none can be made."""
     try:
         # Never removed: one who waits for it would lock a file that is no longer there.
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as e:
         _log.warning("%s: cannot be locked: %s; engines may be built twice", lock, e.strerror)
         yield

@@ -1,8 +1,9 @@
 """Our file of a TensorRT engine: a header that says what it is and where it runs, then the plan.
 
 Layout: 8 bytes magic; uint32 version; uint32 length of the header (both little-endian); the header
-as JSON; the plan. A plan alone (as trtexec writes it) has no fingerprint, so that a map of another
-model would be searched with it, and TensorRT reads a foreign one at its own risk.
+as JSON, whose last entry is the hash of the others; the plan. A plan alone (as trtexec writes it)
+has no fingerprint, so that a map of another model would be searched with it, and TensorRT reads a
+foreign one at its own risk.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hashvpr_ros.errors import EngineError
+from hashvpr_ros.errors import EngineError, reason_of
+from hashvpr_ros.file_io import MB, open_regular
 
 MAGIC = b"HVPRTRT\n"
 VERSION = 1
 _FIXED = struct.Struct("<8sII")
 _LONGEST_HEADER = 1 << 20
+_MOST_BYTES = 8_000 * MB
+_MOST = {"height": 4096, "width": 4096, "feature_dim": 65536, "max_batch": 1024}
+_HEADER_HASH = "header_sha256"
 _BUILD = "build it again with `hashvpr engine build`"
 
 
@@ -61,9 +66,15 @@ def write_engine(path: Path, header: EngineHeader, plan: bytes) -> EngineHeader:
         EngineError: the file cannot be written.
     """
     header = with_plan(header, plan)
-    text = json.dumps(dataclasses.asdict(header), allow_nan=False).encode()
+    text = _text_of(dataclasses.asdict(header))
     write_atomically(path, _FIXED.pack(MAGIC, VERSION, len(text)), text, plan)
     return header
+
+
+def _text_of(values: dict[str, Any]) -> bytes:
+    """A header's JSON, with the hash of its entries."""
+    digest = hashlib.sha256(json.dumps(values, allow_nan=False).encode()).hexdigest()
+    return json.dumps({**values, _HEADER_HASH: digest}, allow_nan=False).encode()
 
 
 def with_plan(header: EngineHeader, plan: bytes) -> EngineHeader:
@@ -83,7 +94,7 @@ def write_atomically(path: Path, *parts: bytes) -> None:
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as f:
+            with temporary.open("xb") as f:
                 for part in parts:
                     f.write(part)
                 f.flush()
@@ -112,27 +123,26 @@ def read_engine(path: Path) -> tuple[EngineHeader, bytes]:
     Raises:
         EngineError: missing, not such a file, of another version, truncated or damaged.
     """
-    try:
-        with path.open("rb") as f:
-            fixed = f.read(_FIXED.size)
-            length = _check_fixed(path, fixed)
-            text = f.read(length)
-            if len(text) < length:
-                raise EngineError(f"{path}: is truncated within its header; {_BUILD}")
-            header = _parse(path, text)
-            size = os.fstat(f.fileno()).st_size - _FIXED.size - length
-            if size != header.plan_bytes:
-                raise EngineError(
-                    f"{path}: is truncated or has been appended to, its plan has {size} bytes "
-                    f"and not {header.plan_bytes}; copy it again, or {_BUILD}"
-                )
-            plan = f.read()
-    except FileNotFoundError as e:
+    if not os.path.lexists(path):
         raise EngineError(
             f"{path}: no such engine file; correct the path (engine.path, or --engine)"
-        ) from e
-    except OSError as e:
-        raise EngineError(f"{path}: cannot be read: {e.strerror}; check the path") from e
+        )
+    if os.path.isdir(path):
+        raise EngineError(f"{path}: cannot be read: it is a folder; check the path")
+    with open_regular(path, _MOST_BYTES, error=EngineError) as f:
+        fixed = f.read(_FIXED.size)
+        length = _check_fixed(path, fixed)
+        text = f.read(length)
+        if len(text) < length:
+            raise EngineError(f"{path}: is truncated within its header; {_BUILD}")
+        header = _parse(path, text)
+        size = os.fstat(f.fileno()).st_size - _FIXED.size - length
+        if size != header.plan_bytes:
+            raise EngineError(
+                f"{path}: is truncated or has been appended to, its plan has {size} bytes "
+                f"and not {header.plan_bytes}; copy it again, or {_BUILD}"
+            )
+        plan = f.read(size)
     if hashlib.sha256(plan).hexdigest() != header.plan_sha256:
         raise EngineError(
             f"{path}: is damaged, its plan does not have the hash that its header says; copy it "
@@ -163,21 +173,29 @@ def _check_fixed(path: Path, fixed: bytes) -> int:
 def _parse(path: Path, text: bytes) -> EngineHeader:
     try:
         values: dict[str, Any] = json.loads(text)
+        if _HEADER_HASH not in values:
+            raise ValueError("it has no hash of its own")
+        del values[_HEADER_HASH]
+        if _text_of(values) != text:
+            raise ValueError("it does not have its own hash")
         curve = values.pop("probability_curve")
         if curve is not None:
-            slope, intercept = curve
-            curve = (float(slope), float(intercept))
+            slope, intercept = (float(v) for v in curve)
+            if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
+                raise ValueError("its probability curve is none")
+            curve = (slope, intercept)
         header = EngineHeader(probability_curve=curve, **values)
         for f in dataclasses.fields(EngineHeader):
             value = getattr(header, f.name)
             if f.name == "probability_curve":
                 continue
-            kind = int if f.type == "int" else str
-            if type(value) is not kind or (isinstance(value, int) and value < 1):
-                raise ValueError(f"{f.name} is {value!r}")
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        reason = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
+            fits = type(value) is str and len(value) <= 1000 and value.isprintable()
+            if f.type == "int":
+                fits = type(value) is int and 1 <= value <= _MOST.get(f.name, _MOST_BYTES)
+            if not fits:
+                raise ValueError(f"{f.name} is {value!r:.60}")
+    except Exception as e:  # whatever stands there: a RecursionError of lists within lists
         raise EngineError(
-            f"{path}: is damaged, its header is malformed ({reason}); {_BUILD}"
+            f"{path}: is damaged, its header is malformed ({reason_of(e)}); {_BUILD}"
         ) from e
     return header

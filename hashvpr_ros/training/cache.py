@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashvpr_ros.errors import DatasetError
+from hashvpr_ros.errors import DatasetError, reason_of
+from hashvpr_ros.file_io import MB, check_regular, read_text, replacing
 from hashvpr_ros.model.graph import fingerprint
 from hashvpr_ros.training.images import PLAIN, ImageReader
 
 _BATCH = 8
+_MOST_BYTES = 10**15
 
 
 class StageCache:
@@ -63,22 +65,38 @@ class StageCache:
             complete = self.folder / "complete.json"
             if not complete.is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with (self.folder / "lock").open("w") as lock:
+                # Not what a link points to, which another may have put there.
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                lock = os.open(self.folder / "lock", flags, 0o644)
+                try:
                     # Of two runs that want it the first makes it, and the second waits.
                     fcntl.flock(lock, fcntl.LOCK_EX)
                     if not complete.is_file():
                         self._make(stages_of, reader, seed, workers, progress)
-            shapes = json.loads(complete.read_text())
-            total = self.count * views
-            self._stages = [
-                np.memmap(self.folder / f"{i}.f16", np.float16, "r", shape=(total, *shape))
-                for i, shape in enumerate(shapes)
-            ]
-        except (OSError, ValueError) as e:
+                finally:
+                    os.close(lock)
+            self._stages = self._opened(complete, self.count * views)
+        # RecursionError: of lists within lists; OverflowError: of numbers that no size can be.
+        except (OSError, ValueError, TypeError, RecursionError, OverflowError) as e:
             raise DatasetError(
-                f"{self.folder}: the cache cannot be written or read ({e}); free some space, "
-                "delete this folder, or set cache.folder to another"
+                f"{self.folder}: the cache cannot be written or read ({reason_of(e)}); free some "
+                "space, delete this folder, or set cache.folder to another"
             ) from e
+
+    def _opened(self, complete: Path, total: int) -> list[np.memmap]:
+        shapes = json.loads(read_text(complete, MB, error=DatasetError))
+        stages = []
+        for i, shape in enumerate(shapes):
+            path = self.folder / f"{i}.f16"
+            found = check_regular(path, _MOST_BYTES, error=DatasetError)
+            if not all(type(v) is int and v > 0 for v in shape):
+                raise ValueError(f"complete.json has {shape!r:.60} for a shape")
+            if found.st_size != 2 * total * math.prod(shape):
+                raise ValueError(f"{path.name} has {found.st_size} bytes, which do not fit")
+            stages.append(np.memmap(path, np.float16, "r", shape=(total, *shape)))
+        if not stages:
+            raise ValueError("complete.json names no stages")
+        return stages
 
     @staticmethod
     def _mark(network: Any, reader: ImageReader, views: int, seed: int) -> str:
@@ -117,9 +135,8 @@ class StageCache:
             progress(len(images))
         for file in files:
             file.flush()
-        temporary = self.folder / "complete.json.new"
-        temporary.write_text(json.dumps([shape[1:] for shape in shapes]))
-        os.replace(temporary, self.folder / "complete.json")
+        with replacing(self.folder / "complete.json", error=DatasetError) as temporary:
+            temporary.write_text(json.dumps([shape[1:] for shape in shapes]))
 
     def _reserve(self, shapes: Sequence[tuple[int, ...]]) -> list[np.memmap]:
         # A write to mapped memory for which the disk has no space ends the process.
@@ -127,7 +144,8 @@ class StageCache:
         paths = [self.folder / f"{i}.f16" for i in range(len(shapes))]
         try:
             for path, size in zip(paths, sizes, strict=True):
-                with path.open("wb") as file:
+                path.unlink(missing_ok=True)
+                with path.open("xb") as file:
                     os.posix_fallocate(file.fileno(), 0, size)
         except OSError as e:
             for path in paths:

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import random
 import struct
 
 import pytest
@@ -105,7 +106,99 @@ def test_a_malformed_header(path, change):
     refused(path, "damaged", "malformed")
 
 
-@pytest.mark.parametrize("text", [b"[]", b"{", b"\xff\xfe", b"null", b"{}"])
+def test_a_header_that_was_changed_does_not_have_its_hash(path):
+    whole = path.read_bytes()
+    for before, after in (
+        (b"abab", b"abaf"),
+        (b"12.5", b"92.5"),
+        (b"fp16", b"fp32"),
+        (b"-3.0", b"-3.1"),
+    ):
+        path.write_bytes(whole.replace(before, after, 1))
+        refused(path, "damaged", "does not have its own hash")
+    start = len(whole) - len(PLAN) - 8
+    for at in range(16, start):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << at % 8
+        path.write_bytes(changed)
+        refused(path, "damaged", "malformed")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": 10**6}, {"feature_dim": 10**9}, {"max_batch": 10**9}, {"name": "a\nb"},
+        {"license": "x" * 10**5}, {"probability_curve": [0.0, 1.0]}, {"plan_bytes": 10**15},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_header_with_its_hash_and_values_that_cannot_be(path, change):
+    text = tensorrt_file._text_of(dataclasses.asdict(read_engine(path)[0]) | change)
+    path.write_bytes(struct.pack("<8sII", tensorrt_file.MAGIC, 1, len(text)) + text + PLAN)
+    refused(path, "damaged", "malformed")
+
+
+def fuzz_headers(path, count: int, seed: int = 0) -> dict[str, int]:
+    """Read engines whose header was mutated, or made of odd JSON; only EngineErrors may come.
+
+    Returns:
+        how many were read and how many refused.
+    """
+    rng, found = random.Random(seed), {"read": 0, "refused": 0}
+    whole = path.read_bytes()
+    end = len(whole) - len(PLAN)
+    values = dataclasses.asdict(read_engine(path)[0])
+    for _ in range(count):
+        if rng.random() < 0.5:
+            text = tensorrt_file._text_of(values | {rng.choice(list(values)): odd_value(rng)})
+            content = struct.pack("<8sII", tensorrt_file.MAGIC, 1, len(text)) + text + PLAN
+        else:
+            changed = bytearray(whole[:end])
+            for _ in range(rng.choice((1, 1, 3))):
+                at = rng.randrange(len(changed))
+                if rng.random() < 0.5:
+                    changed[at] = rng.randrange(256)
+                else:
+                    part = rng.choice((b"", b"[" * 50_000, b'{"a":' * 20_000, b"9" * 5000, b"NaN"))
+                    changed[at : at + rng.randrange(4)] = part
+            content = bytes(changed) + PLAN
+        path.write_bytes(content)
+        try:
+            read_engine(path)
+            found["read"] += 1
+        except EngineError as e:
+            assert str(e).startswith(str(path)), str(e)
+            assert "\n" not in str(e) and len(str(e)) < 450 + len(str(path)), str(e)
+            found["refused"] += 1
+    path.write_bytes(whole)
+    return found
+
+
+def odd_value(rng: random.Random):
+    """A value of JSON that may stand anywhere."""
+    deep: list = []
+    for _ in range(rng.choice((1, 10, 300))):
+        deep = [deep]
+    return rng.choice(
+        (None, True, -1, 0, 10**400, 1.5, "", "x", "\u0000", "x" * 5000, "\ud800", [], {}, deep,
+         [1, 2], ["a", None], {"a": deep}, [1e308, -1e308])
+    )  # fmt: skip
+
+
+def test_mutated_headers_end_in_one_sentence(path):
+    found = fuzz_headers(path, 300)
+    assert found["refused"] > 200
+
+
+def test_what_is_no_regular_file_or_too_large(tmp_path):
+    os.mkfifo(tmp_path / "fifo.engine")
+    refused(tmp_path / "fifo.engine", "is a FIFO")
+    with (tmp_path / "huge.engine").open("wb") as file:
+        file.truncate(50 * 10**9)
+    refused(tmp_path / "huge.engine", "50,000.0 MB")
+
+
+@pytest.mark.parametrize("text", [b"[]", b"{", b"\xff\xfe", b"null", b"{}", b"[" * 100_000])
 def test_a_header_that_is_none(path, text):
     path.write_bytes(struct.pack("<8sII", tensorrt_file.MAGIC, 1, len(text)) + text + PLAN)
     refused(path, "damaged", "malformed")

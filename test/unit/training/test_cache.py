@@ -139,3 +139,39 @@ def test_a_full_disk(reader, tmp_path):
         pytest.skip(f"no small disk can be mounted: {done.stderr}")
     assert done.returncode == 0, (done.returncode, done.stderr)
     assert "GB, which cannot be had (No space left on device)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"{}", b"[[1]]", b"[[-3], [3]]", b'[["a"], [3]]', b"[" * 100_000, b"null",
+        b"[[99999999999999999999999], [3]]", b"\xff", b"[[12, 16, 4], [3]]", b"[1, 2]",
+    ],
+)  # fmt: skip
+def test_a_damaged_table_of_contents_is_said(reader, tmp_path, content):
+    folder = make(tmp_path / "cache", reader).folder
+    (folder / "complete.json").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"complete\.json|the cache cannot be .* read") as e:
+        make(tmp_path / "cache", reader)
+    assert str(folder) in str(e.value) and "\n" not in str(e.value) and len(str(e.value)) < 500
+
+
+def test_features_that_are_no_regular_file(reader, tmp_path):
+    folder = make(tmp_path / "cache", reader).folder
+    (folder / "1.f16").unlink()
+    os.mkfifo(folder / "1.f16")
+    with pytest.raises(DatasetError, match=r"1\.f16: is a FIFO"):
+        make(tmp_path / "cache", reader)
+
+
+def test_links_that_another_laid_are_not_followed(reader, tmp_path):
+    folder, victim = make(tmp_path / "cache", reader).folder, tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("lock", "0.f16", "complete.json", "complete.json.new"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(victim if name != "complete.json" else tmp_path / "none")
+    with pytest.raises(DatasetError, match="cannot be written or read"):
+        make(tmp_path / "cache", reader)
+    (folder / "lock").unlink()
+    make(tmp_path / "cache", reader)
+    assert victim.read_text() == "mine"
