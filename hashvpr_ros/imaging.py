@@ -2,26 +2,39 @@
 
 Results equal those of ROS 2's `cv_bridge` converting to `rgb8`, which refuses what this module
 adds: 8UC1/8UC3/8UC4 (taken as mono8, bgr8, bgra8, as OpenCV orders channels), uyvy/yuyv (the newer
-names of yuv422 and yuv422_yuy2), nv21 and nv24. Unlike `cv_bridge` (whose reshape is lost) 16-bit
-big-endian buffers are decoded as well. 16UC1, 32FC1 and their like hold depth or raw readings:
-what brightness a reading stands for is for their publisher to say, so they are refused.
+names of yuv422 and yuv422_yuy2), and the planar YUV that video hardware gives. Unlike `cv_bridge`
+(whose reshape is lost) 16-bit big-endian buffers are decoded as well. 16UC1, 32FC1 and their like
+hold depth or raw readings: what brightness a reading stands for is for their publisher to say, so
+they are refused.
+
+Whatever bytes come in, these functions return uint8 [H, W, 3] or raise ImageError.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-import struct
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hashvpr_ros.errors import ImageError
+from hashvpr_ros import image_files
+from hashvpr_ros.errors import ImageError, reason_of
+from hashvpr_ros.image_files import MAX_BYTES, MAX_PIXELS
 
-# 64 Mpx: above any robot's camera, below what a hostile header could make a process allocate.
-MAX_PIXELS = 1 << 26
+__all__ = [
+    "DARK_HINT",
+    "ENCODINGS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "HintOnce",
+    "decode_compressed",
+    "to_rgb",
+]
 
 # encoding: (channels, bytes per channel, OpenCV conversion or None). Bayer names differ on
 # purpose: ROS names the pattern from the first pixel, OpenCV from the second of the second row.
@@ -51,26 +64,107 @@ _LAYOUTS: dict[str, tuple[int, int, int | None]] = {
     "uyvy": (2, 1, cv2.COLOR_YUV2RGB_UYVY),
     "yuv422_yuy2": (2, 1, cv2.COLOR_YUV2RGB_YUY2),
     "yuyv": (2, 1, cv2.COLOR_YUV2RGB_YUY2),
-    "nv21": (1, 1, cv2.COLOR_YUV2RGB_NV21),
-    "nv24": (1, 1, cv2.COLOR_YUV2RGB_YUY2),
+    "yvyu": (2, 1, cv2.COLOR_YUV2RGB_YVYU),
 }
-# Rows of the buffer for each row of pixels: full-size luma, then interleaved chroma.
-_PLANES = {"nv21": (3, 2), "nv24": (3, 1)}
+# Luma in rows of `step` bytes, then chroma: how the chroma lies, and OpenCV's conversion.
+_PLANAR: dict[str, tuple[str, int]] = {
+    "nv12": ("420 interleaved", cv2.COLOR_YUV2RGB_NV12),
+    "nv21": ("420 interleaved", cv2.COLOR_YUV2RGB_NV21),
+    "i420": ("420 planes", cv2.COLOR_YUV2RGB_I420),
+    "yuv420": ("420 planes", cv2.COLOR_YUV2RGB_I420),
+    "yv12": ("420 planes", cv2.COLOR_YUV2RGB_YV12),
+    # OpenCV has none of these: they are made into packed 4:2:2.
+    "nv16": ("422 interleaved", cv2.COLOR_YUV2RGB_YUY2),
+    "nv61": ("422 interleaved", cv2.COLOR_YUV2RGB_YVYU),
+    "nv24": ("444 interleaved", cv2.COLOR_YUV2RGB_YUY2),
+    "nv42": ("444 interleaved", cv2.COLOR_YUV2RGB_YVYU),
+}
+# Rows of the buffer for two rows of pixels.
+_PLANE_ROWS = {"420 interleaved": 3, "420 planes": 3, "422 interleaved": 4, "444 interleaved": 6}
 
-ENCODINGS = tuple(_LAYOUTS)
+ENCODINGS = (*_LAYOUTS, *_PLANAR)
+
+# Cameras of 12 bits in 16 reach 6 % of the range; depth in millimetres up to 3 m does, too.
+_DARK = 0.05
+DARK_HINT = (
+    "16-bit image with a mean below 5 % of its range, so nearly black; if it is depth, give a "
+    "colour image, and if the camera has 12 or 14 bits, have its driver scale them to 16"
+)
 
 
+class HintOnce:
+    """Says a hint on a source of images (a topic, a folder) once: its other images are like it.
+
+    Args:
+        say: takes the source and the hint.
+    """
+
+    def __init__(self, say: Callable[[str, str], None]) -> None:
+        self._say = say
+        self._said: set[str] = set()
+
+    def of(self, source: str) -> Callable[[str], None] | None:
+        """What `to_rgb` and `decode_compressed` take as `on_hint`; None once it was said."""
+        return None if source in self._said else functools.partial(self._hint, source)
+
+    def _hint(self, source: str, hint: str) -> None:
+        self._said.add(source)
+        self._say(source, hint)
+
+
+_P = ParamSpec("_P")
+
+
+def _image_errors_only(
+    function: Callable[_P, NDArray[Any]],
+) -> Callable[_P, NDArray[np.uint8]]:
+    """Whatever happens to the bytes within: an image as promised, or an ImageError."""
+
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> NDArray[np.uint8]:
+        try:
+            image = np.ascontiguousarray(function(*args, **kwargs))
+        except ImageError:
+            raise
+        except MemoryError:
+            raise ImageError("image needs more memory than there is; scale it down") from None
+        except cv2.error as e:
+            raise ImageError(
+                f"damaged image: OpenCV cannot decode it ({reason_of(e.err or e)})"
+            ) from e
+        except Exception as e:
+            what = f"{type(e).__name__}: {reason_of(e)}"
+            raise ImageError(f"damaged image: it cannot be decoded ({what})") from e
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ImageError(
+                f"image decodes to {image.dtype} {list(image.shape)}, which are no colours of 8 "
+                "bits; give a colour or mono image"
+            )
+        return image
+
+    return wrapped
+
+
+@_image_errors_only
 def to_rgb(
-    data: Any, encoding: str, height: int, width: int, step: int, is_bigendian: bool = False
+    data: Any,
+    encoding: str,
+    height: int,
+    width: int,
+    step: int,
+    is_bigendian: bool = False,
+    on_hint: Callable[[str], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode the buffer of a sensor_msgs/Image.
 
     Args:
-        data: any buffer of bytes; exactly `step` bytes for each row (semi-planar YUV: for each row
-            of every plane).
+        data: any buffer of bytes; exactly `step` bytes for each row (planar YUV: for each row of
+            luma, and as much for its chroma).
         encoding: a name of `ENCODINGS`.
         step: bytes from one row to the next, padding included.
         is_bigendian: byte order of 16-bit channels.
+        on_hint: called with a sentence where the image decodes, but is probably not as it was
+            meant (`DARK_HINT`).
 
     Returns:
         uint8 [height, width, 3], RGB, contiguous; it may share memory with `data`.
@@ -79,46 +173,46 @@ def to_rgb(
         ImageError: an encoding that is unknown or has no colours, no pixels, too many pixels, a
             step shorter than a row, or a buffer of another size than height and step say.
     """
-    if encoding not in _LAYOUTS:
+    if encoding not in ENCODINGS:
         raise ImageError(_unknown(encoding))
     if height <= 0 or width <= 0:
         raise ImageError(f"image of {width}x{height} has no pixels; check the camera's driver")
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"image of {width}x{height} has more than {MAX_PIXELS >> 20} Mpx; check the camera's "
-            "driver, or scale it down before it is published"
+            f"image of {width}x{height} has more than {MAX_PIXELS / 1e6:.0f} Mpx; check the "
+            "camera's driver, or scale it down before it is published"
         )
-    channels, depth, code = _LAYOUTS[encoding]
+    channels, depth, code = _LAYOUTS.get(encoding, (1, 1, None))
     row_bytes = width * channels * depth
     if step < row_bytes:
         raise ImageError(
             f"step {step} is shorter than a row of {width} pixels of {encoding} ({row_bytes} "
             "bytes); check the camera's driver"
         )
-    rows = height
-    if encoding in _PLANES:
-        factor, divisor = _PLANES[encoding]
-        if width % 2 or height % divisor:
-            raise ImageError(f"{encoding} needs an even size, not {width}x{height}")
-        rows = height * factor // divisor
     buffer = _bytes_of(data)
+    if encoding in _PLANAR:
+        return _from_planes(buffer, encoding, height, width, step)
+    _check_size(buffer, height, step)
+    dtype = np.dtype(np.uint8 if depth == 1 else (">u2" if is_bigendian else "<u2"))
+    image: NDArray[Any] = np.ndarray(
+        (height, width, channels), dtype, buffer.data, 0, (step, channels * depth, depth)
+    )
+    if depth == 2:
+        image = image.astype(np.uint16, copy=False)
+        if on_hint is not None and image.mean() < _DARK * 65535:
+            on_hint(DARK_HINT)
+    return _convert(image[:, :, 0] if channels == 1 else image, code, encoding)
+
+
+def _check_size(buffer: NDArray[np.uint8], rows: int, step: int) -> None:
     if len(buffer) != rows * step:
         raise ImageError(
             f"buffer of {len(buffer)} bytes, but {rows} rows of step {step} make {rows * step}; "
             "it was truncated, or the step is wrong"
         )
-    if encoding == "nv24":
-        return _convert(_nv24_to_yuy2(buffer, height, width, step), code, encoding)
-    dtype = np.dtype(np.uint8 if depth == 1 else (">u2" if is_bigendian else "<u2"))
-    image = np.ndarray(
-        (rows, width, channels), dtype, buffer.data, 0, (step, channels * depth, depth)
-    )
-    if depth == 2 and is_bigendian:
-        image = image.astype(np.uint16)
-    return _convert(image[:, :, 0] if channels == 1 else image, code, encoding)
 
 
-def _convert(image: NDArray[Any], code: int | None, encoding: str) -> NDArray[np.uint8]:
+def _convert(image: NDArray[Any], code: int | None, encoding: str) -> NDArray[Any]:
     try:
         if code is not None:
             image = cv2.cvtColor(np.ascontiguousarray(image), code)
@@ -129,21 +223,43 @@ def _convert(image: NDArray[Any], code: int | None, encoding: str) -> NDArray[np
         raise ImageError(
             f"{encoding} image of shape {list(image.shape)} cannot be converted: {e.err}"
         ) from None
-    return np.ascontiguousarray(image)
+    return image
 
 
-def _nv24_to_yuy2(
-    buffer: NDArray[np.uint8], height: int, width: int, step: int
-) -> NDArray[np.uint8]:
-    """OpenCV has no NV24: every second chroma sample is left out to make YUY2 of it."""
+def _from_planes(
+    buffer: NDArray[np.uint8], encoding: str, height: int, width: int, step: int
+) -> NDArray[Any]:
+    kind, code = _PLANAR[encoding]
+    halves = kind.startswith("420")
+    if width % 2 or (halves and height % 2):
+        raise ImageError(f"{encoding} needs an even size, not {width}x{height}")
+    rows = height * _PLANE_ROWS[kind] // 2
+    # Some drivers count the bytes of all planes as one row's.
+    if step * height == len(buffer) == rows * width:
+        step = width
+    _check_size(buffer, rows, step)
     luma = buffer[: height * step].reshape(height, step)[:, :width]
-    # Two chroma bytes a pixel: a chroma row takes two steps.
-    chroma = buffer[height * step :].reshape(height, 2 * step)[:, : 2 * width]
+    chroma = buffer[height * step :]
+    if kind == "420 interleaved":
+        chroma = chroma.reshape(height // 2, step)[:, :width]
+        return _convert(np.concatenate([luma, chroma]), code, encoding)
+    if kind == "420 planes":
+        if step % 2:
+            raise ImageError(f"{encoding} needs an even step, not {step}")
+        # Two planes, one after the other: rows of half a step each.
+        chroma = chroma.reshape(height, step // 2)[:, : width // 2]
+        image = np.concatenate([luma.ravel(), chroma.ravel()])
+        return _convert(image.reshape(rows, width), code, encoding)
     image = np.empty((height, width, 2), np.uint8)
     image[:, :, 0] = luma
-    image[:, 0::2, 1] = chroma[:, 0::4]
-    image[:, 1::2, 1] = chroma[:, 1::4]
-    return image
+    if kind == "422 interleaved":
+        image[:, :, 1] = chroma.reshape(height, step)[:, :width]
+    else:
+        # Two chroma bytes a pixel, so a row takes two steps. Every second sample is left out.
+        chroma = chroma.reshape(height, 2 * step)[:, : 2 * width]
+        image[:, 0::2, 1] = chroma[:, 0::4]
+        image[:, 1::2, 1] = chroma[:, 1::4]
+    return _convert(image, code, encoding)
 
 
 def _bytes_of(data: Any) -> NDArray[np.uint8]:
@@ -159,25 +275,35 @@ def _bytes_of(data: Any) -> NDArray[np.uint8]:
         raise ImageError(f"image data of type {kind} is no buffer of bytes") from None
 
 
+_NO_COLOURS = re.compile(r"(8S|16U|16S|32S|32U|32F|64F)(C\d*)?|8UC2", re.IGNORECASE)
+
+
 def _unknown(encoding: str) -> str:
     shown = repr(encoding[:40])
-    if re.fullmatch(r"(8S|16U|16S|32S|32F|64F)(C\d+)?", encoding) or encoding == "8UC2":
+    if _NO_COLOURS.fullmatch(encoding.strip()):
         return (
             f"encoding {shown} holds depth or raw readings and no colours; give a colour or mono "
             "image (mono16 where 16-bit readings are brightness)"
         )
-    for known in _LAYOUTS:
+    for known in ENCODINGS:
         if encoding.strip().lower() == known.lower():
             return f"unknown encoding {shown}; the standard name is {known!r}"
-    return f"unknown encoding {shown}; known are {', '.join(_LAYOUTS)}"
+    return (
+        f"unknown encoding {shown}; have the driver publish one of {', '.join(ENCODINGS)}, or "
+        "convert it before"
+    )
 
 
-def decode_compressed(data: Any, format: str = "") -> NDArray[np.uint8]:
+@_image_errors_only
+def decode_compressed(
+    data: Any, format: str = "", on_hint: Callable[[str], None] | None = None
+) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, WebP, TIFF or BMP.
 
     Args:
         data: any buffer of bytes.
         format: of the sensor_msgs/CompressedImage that it came in, if it came in one.
+        on_hint: see `to_rgb`.
 
     Returns:
         uint8 [H, W, 3], RGB, contiguous.
@@ -185,135 +311,23 @@ def decode_compressed(data: Any, format: str = "") -> NDArray[np.uint8]:
     Raises:
         ImageError: empty, truncated, damaged, too large, of another kind, or a depth image.
     """
-    if "compressedDepth" in format:
-        raise ImageError("compressedDepth images have no colours; give a colour image's topic")
-    buffer = _bytes_of(data)
-    head = buffer[:16].tobytes()
-    if not head:
-        raise ImageError("compressed image without data; check the publisher")
-    raw = buffer.tobytes()
-    reader = next((r for magic, r in _READERS.items() if head.startswith(magic)), None)
-    if reader is None:
-        raise ImageError("compressed image that is no JPEG, PNG, WebP, TIFF or BMP")
-    try:
-        width, height = reader(raw)
-    except (struct.error, IndexError):
-        raise ImageError(f"truncated {reader.__doc__} image: it ends within its header") from None
-    if width <= 0 or height <= 0:
-        raise ImageError(f"{reader.__doc__} image of {width}x{height} has no pixels")
-    if width * height > MAX_PIXELS:
+    # image_transport's plugins: "16UC1; png compressed", "32FC1; compressedDepth rvl". Whatever
+    # compresses it, depth is no picture.
+    words = re.split(r"[;,\s]+", format[:200])
+    if "depth" in format.lower() or any(_NO_COLOURS.fullmatch(word) for word in words):
         raise ImageError(
-            f"{reader.__doc__} image of {width}x{height} has more than {MAX_PIXELS >> 20} Mpx"
+            f"compressed image of format {format[:40]!r} holds depth or raw readings and no "
+            "colours; give a colour image's topic"
         )
-    source = format.split(";")[0].strip()
-    raw_bayer = source.startswith("bayer_") and source.endswith("8") and source in _LAYOUTS
-    # image_transport compresses a Bayer image as it is; its mosaic comes back as a grey image.
-    flags = cv2.IMREAD_UNCHANGED if raw_bayer else cv2.IMREAD_COLOR
-    try:
-        image = cv2.imdecode(buffer, flags)
-    except cv2.error as e:
-        raise ImageError(f"damaged {reader.__doc__} image: {e.err}") from None
-    if image is None:
-        raise ImageError(f"damaged {reader.__doc__} image: OpenCV cannot decode it")
-    if raw_bayer and image.ndim == 2 and image.dtype == np.uint8:
-        return to_rgb(image, source, image.shape[0], image.shape[1], image.shape[1])
-    if image.ndim == 2:
-        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    return np.ascontiguousarray(cv2.cvtColor(image[:, :, :3], cv2.COLOR_BGR2RGB))
-
-
-# OpenCV decodes a truncated JPEG to an image that is grey where data lacks, and warns at most on
-# the process's stderr, so the end marker is looked for here. The readers return (width, height);
-# their docstring is the name of the kind.
-
-
-def _jpeg(raw: bytes) -> tuple[int, int]:
-    """JPEG"""
-    size = (0, 0)
-    at = 2
-    while True:
-        while raw[at] != 0xFF:  # damaged between segments
-            at += 1
-        while raw[at] == 0xFF:
-            at += 1
-        marker = raw[at]
-        at += 1
-        if marker == 0xD9:
-            raise ImageError("truncated JPEG image: it ends before its pixels")
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
-            continue
-        (length,) = struct.unpack_from(">H", raw, at)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", raw, at + 3)
-            size = (width, height)
-        at += max(length, 2)
-        if marker == 0xDA:
-            break
-    # Within the pixels 0xFF is always followed by 0 or a restart marker.
-    if raw.find(b"\xff\xd9", at) < 0:
-        raise ImageError("truncated JPEG image: it has no end marker")
-    return size
-
-
-def _png(raw: bytes) -> tuple[int, int]:
-    """PNG"""
-    width, height = struct.unpack_from(">II", raw, 16)
-    at = 8
-    while True:
-        length, kind = struct.unpack_from(">I4s", raw, at)
-        at += 12 + length
-        if at > len(raw):
-            raise ImageError("truncated PNG image: it has no end chunk")
-        if kind == b"IEND":
-            return width, height
-
-
-def _webp(raw: bytes) -> tuple[int, int]:
-    """WebP"""
-    (size,) = struct.unpack_from("<I", raw, 4)
-    if raw[8:12] != b"WEBP":
-        raise ImageError("compressed image that is no JPEG, PNG, WebP, TIFF or BMP")
-    if size + 8 > len(raw):
-        raise ImageError("truncated WebP image: it is shorter than its header says")
-    kind = raw[12:16]
-    if kind == b"VP8X":
-        packed = int.from_bytes(raw[24:30], "little")
-        return (packed & 0xFFFFFF) + 1, (packed >> 24) + 1
-    if kind == b"VP8L":
-        (packed,) = struct.unpack_from("<I", raw, 21)
-        return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", raw, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _tiff(raw: bytes) -> tuple[int, int]:
-    """TIFF"""
-    order = "<" if raw[:2] == b"II" else ">"
-    (at,) = struct.unpack_from(order + "I", raw, 4)
-    (count,) = struct.unpack_from(order + "H", raw, at)
-    size = {256: 0, 257: 0}
-    for i in range(count):
-        tag, kind = struct.unpack_from(order + "HH", raw, at + 2 + 12 * i)
-        if tag in size:
-            form = order + ("H" if kind == 3 else "I")
-            (size[tag],) = struct.unpack_from(form, raw, at + 10 + 12 * i)
-    return size[256], size[257]
-
-
-def _bmp(raw: bytes) -> tuple[int, int]:
-    """BMP"""
-    (size,) = struct.unpack_from("<I", raw, 2)
-    width, height = struct.unpack_from("<ii", raw, 18)
-    if size > len(raw):
-        raise ImageError("truncated BMP image: it is shorter than its header says")
-    return width, abs(height)
-
-
-_READERS: dict[bytes, Callable[[bytes], tuple[int, int]]] = {
-    b"\xff\xd8": _jpeg,
-    b"\x89PNG\r\n\x1a\n": _png,
-    b"RIFF": _webp,
-    b"II*\x00": _tiff,
-    b"MM\x00*": _tiff,
-    b"BM": _bmp,
-}
+    # It compresses a Bayer image as it is: its mosaic comes back as a grey image.
+    source = words[0]
+    is_bayer = source.startswith("bayer_") and source in _LAYOUTS
+    image, bits = image_files.decode(_bytes_of(data).tobytes(), grey_as_stored=is_bayer)
+    if on_hint is not None and bits == 16 and image.mean() < _DARK * np.iinfo(image.dtype).max:
+        on_hint(DARK_HINT)
+    if image.ndim == 3:
+        return image
+    encoding = source.rstrip("0123456789") + str(8 * image.itemsize)
+    height, width = image.shape
+    image = np.ascontiguousarray(image)
+    return to_rgb(image, encoding, height, width, width * image.itemsize, sys.byteorder == "big")

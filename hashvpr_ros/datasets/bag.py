@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hashvpr_ros.errors import DatasetError, ImageError
 from hashvpr_ros.poses import PoseTrack
 from hashvpr_ros.types import Pose
 
+_log = logging.getLogger(__name__)
 _IMAGE = "sensor_msgs/msg/Image"
 _COMPRESSED = "sensor_msgs/msg/CompressedImage"
 _SUFFIXES = (".db3", ".mcap")
@@ -183,12 +185,15 @@ class BagFrames:
     def __iter__(self) -> Iterator[Frame]:
         reader = open_bag(self.path)
         self.skipped = []
+        hints = imaging.HintOnce(
+            lambda topic, hint: _log.warning("%s: topic %s: %s", self.path, topic, hint)
+        )
         try:
             connections = [c for c in reader.connections if c.topic in self.image_topics]
             for connection, message in _messages(reader, connections, self.path, self.skipped):
                 stamp = stamp_ns(message.header.stamp)
                 try:
-                    rgb = decode(connection.msgtype, message)
+                    rgb = decode(connection.msgtype, message, hints.of(connection.topic))
                 except ImageError as e:
                     self.skipped.append(f"image at {stamp / 1e9:.3f} s: {e}")
                     continue
@@ -197,14 +202,19 @@ class BagFrames:
             reader.close()
 
 
-def decode(kind: str, message: Any) -> NDArray[np.uint8]:
+def decode(
+    kind: str, message: Any, on_hint: Callable[[str], None] | None = None
+) -> NDArray[np.uint8]:
     """RGB of an Image or CompressedImage message.
+
+    Args:
+        on_hint: called with a sentence where the image is probably not as it was meant.
 
     Raises:
         ImageError: damaged or of an unknown encoding.
     """
     if kind == _COMPRESSED:
-        return imaging.decode_compressed(message.data, message.format)
+        return imaging.decode_compressed(message.data, message.format, on_hint)
     return imaging.to_rgb(
         message.data,
         message.encoding,
@@ -212,6 +222,7 @@ def decode(kind: str, message: Any) -> NDArray[np.uint8]:
         message.width,
         message.step,
         bool(message.is_bigendian),
+        on_hint,
     )
 
 

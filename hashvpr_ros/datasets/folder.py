@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,26 +13,26 @@ from numpy.typing import NDArray
 from hashvpr_ros import imaging
 from hashvpr_ros.datasets.base import Frame
 from hashvpr_ros.errors import DatasetError, ImageError
+from hashvpr_ros.file_io import read_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what imaging decodes
+
+_hints = imaging.HintOnce(
+    lambda folder, hint: logging.getLogger(__name__).warning("%s: %s", folder, hint)
+)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """One image file as RGB, uint8 [H, W, 3].
 
     Raises:
-        DatasetError: missing or damaged.
+        DatasetError: missing, no regular file, too large, or damaged.
     """
-    try:
-        data = path.read_bytes()
-    except IsADirectoryError as e:
-        raise DatasetError(f"{path}: is a folder; give an image file") from e
-    except OSError as e:
-        raise DatasetError(f"{path}: cannot be read: {e.strerror}; correct the path") from e
+    data = read_bytes(path, imaging.MAX_BYTES, error=DatasetError)
     if not data:
         raise DatasetError(f"{path}: is an empty file; replace or remove it")
     try:
-        return imaging.decode_compressed(data)
+        return imaging.decode_compressed(data, on_hint=_hints.of(str(path.parent)))
     except ImageError as e:
         raise DatasetError(f"{path}: {e}; replace or remove the file") from e
 

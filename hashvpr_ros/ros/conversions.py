@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,22 +73,31 @@ def decoder_name() -> str:
     return "cv_bridge" if _bridge is not None else "hashvpr_ros.imaging (no cv_bridge installed)"
 
 
-def decode(message: Image | CompressedImage) -> NDArray[np.uint8]:
+def decode(
+    message: Image | CompressedImage, on_hint: Callable[[str], None] | None = None
+) -> NDArray[np.uint8]:
     """The pixels of an image message, uint8 [H, W, 3] RGB.
+
+    Args:
+        on_hint: called with a sentence where the image decodes, but is probably not as it was
+            meant.
 
     Raises:
         ImageError: the image cannot be decoded.
     """
     if isinstance(message, CompressedImage):
-        return imaging.decode_compressed(message.data, message.format)
+        return imaging.decode_compressed(message.data, message.format, on_hint)
     if (
         _bridge is not None
         and message.encoding in _BY_BRIDGE
         and not message.is_bigendian
+        and not (on_hint is not None and message.encoding.endswith("16"))
         and 0 < message.height * message.width <= imaging.MAX_PIXELS
     ):
         try:
-            return np.ascontiguousarray(_bridge.imgmsg_to_cv2(message, "rgb8"))
+            image = np.ascontiguousarray(_bridge.imgmsg_to_cv2(message, "rgb8"))
+            if image.dtype == np.uint8 and image.shape == (message.height, message.width, 3):
+                return image
         except Exception:
             pass  # imaging says what is wrong in words of its own
     return imaging.to_rgb(
@@ -97,6 +107,7 @@ def decode(message: Image | CompressedImage) -> NDArray[np.uint8]:
         message.width,
         message.step,
         bool(message.is_bigendian),
+        on_hint,
     )
 
 

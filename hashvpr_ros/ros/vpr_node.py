@@ -20,6 +20,7 @@ from rclpy.validate_topic_name import validate_topic_name
 
 from hashvpr_ros.config import Config, camera_headings, camera_names, image_topic
 from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
+from hashvpr_ros.imaging import HintOnce
 from hashvpr_ros.mapping.sessions import StampWatch
 from hashvpr_ros.msg import MapStatus, PlaceDescriptor
 from hashvpr_ros.ros import conversions
@@ -61,6 +62,9 @@ class VprNode(LifecycleNode):
         self._peers: Peers | None = None
         self._topics: dict[str, str] = {}
         self._stats = Stats()
+        self._hints = HintOnce(
+            lambda camera, hint: self.get_logger().warning(f"camera {camera}: {hint}")
+        )
         self._outputs: Publishers | None = None
         self._verdicts: Verdicts | None = None
         self._settings = Parameters(
@@ -310,7 +314,7 @@ class VprNode(LifecycleNode):
         """Pixels of an image; None where they are bad, which is said and counted."""
         started = time.monotonic()
         try:
-            image = conversions.decode(arrival.message)
+            image = conversions.decode(arrival.message, self._hints.of(camera))
         except ImageError as e:
             self._stats.bad(camera, str(e))
             self.get_logger().warning(

@@ -16,12 +16,13 @@ EVERYTHING = {
     "keyframes__min_novelty_bits": 0,
     "publish__diagnostics_period_s": 0.1,
 }
-# Blocks of colour. Of some damaged images libjpeg writes a line each on standard error, of this
-# one none.
-_COLOURS = np.random.default_rng(1).integers(0, 256, (5, 7, 3), np.uint8)
-BLOCKS = np.ascontiguousarray(_COLOURS[np.arange(60) * 5 // 60][:, np.arange(80) * 7 // 80])
-JPEG = cv2.imencode(".jpg", BLOCKS)[1].tobytes()
-PNG = cv2.imencode(".png", BLOCKS)[1].tobytes()
+SHOWN = picture(1)
+JPEG = cv2.imencode(".jpg", SHOWN)[1].tobytes()
+PNG = cv2.imencode(".png", SHOWN)[1].tobytes()
+FLOATS = cv2.imencode(".tiff", np.ones((8, 8), np.float64))[1].tobytes()
+_PROGRESSIVE = cv2.imencode(".jpg", SHOWN, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+_SCAN = _PROGRESSIVE.index(b"\xff\xda")
+SCANS = _PROGRESSIVE[:_SCAN] + _PROGRESSIVE[_SCAN:-2] * 200 + b"\xff\xd9"
 HUGE_PNG = PNG[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + PNG[24:]
 
 
@@ -49,6 +50,10 @@ BAD_COMPRESSED = {
     "a truncated PNG": (CompressedImage(format="png", data=PNG[:-20]), "truncated PNG"),
     "a huge size": (CompressedImage(format="png", data=HUGE_PNG), "Mpx"),
     "a depth image": (CompressedImage(format="16UC1; compressedDepth", data=PNG), "no colours"),
+    "depth as PNG": (CompressedImage(format="16UC1; png compressed ", data=PNG), "no colours"),
+    "numbers of 64 bits": (CompressedImage(format="bayer_rggb8; tiff", data=FLOATS), "64-bit"),
+    "no GIF, please": (CompressedImage(format="gif", data=b"GIF89a" + bytes(99)), "a GIF"),
+    "many scans": (CompressedImage(format="jpeg", data=SCANS), "segments"),
 }
 
 

@@ -92,8 +92,8 @@ def test_an_unreadable_image_is_named_when_its_turn_comes(tmp_path):
 
 
 def test_bad_files(tmp_path):
-    refused(read_image, tmp_path / "no.jpg", "No such file", "correct the path")
-    refused(read_image, tmp_path, "is a folder", "give an image file")
+    refused(read_image, tmp_path / "no.jpg", "No such file", "check the path")
+    refused(read_image, tmp_path, "is a folder", "give the path of a file")
     for name, content, word in (
         ("empty.jpg", b"", "empty file"),
         ("text.jpg", b"int main() {}\n", "no JPEG, PNG, WebP, TIFF or BMP"),
