@@ -20,9 +20,12 @@ def bridge():
 
 def message(encoding, padding=0):
     """An image of random bytes in this encoding."""
-    channels, depth, _ = imaging._LAYOUTS[encoding]
+    channels, depth, _ = imaging._LAYOUTS.get(encoding, (1, 1, None))
     step = SIZE["width"] * channels * depth + padding
-    data = np.random.default_rng(len(encoding)).integers(0, 256, SIZE["height"] * step, np.uint8)
+    rows = SIZE["height"]
+    if encoding in imaging._PLANAR:
+        rows = rows * imaging._PLANE_ROWS[imaging._PLANAR[encoding][0]] // 2
+    data = np.random.default_rng(len(encoding)).integers(0, 256, rows * step, np.uint8)
     return Image(**SIZE, encoding=encoding, step=step, data=data.tobytes())
 
 
@@ -46,9 +49,6 @@ def test_imaging_knows_whatever_may_be_left_to_cv_bridge(encoding):
 def test_decode_gives_what_imaging_gives(encoding):
     """With cv_bridge or without: an image has the same pixels on every machine."""
     image = message(encoding)
-    if encoding in imaging._PLANES:
-        factor, divisor = imaging._PLANES[encoding]
-        image.data = bytes(image.step * image.height * factor // divisor)
     ours = imaging.to_rgb(image.data, encoding, image.height, image.width, image.step)
     assert np.array_equal(conversions.decode(image), ours)
 
