@@ -1,5 +1,6 @@
 # Two commands for everybody: `make demo` and `make test`. `make example` measures what closures are
-# worth to a back end (docs/back_end.md).
+# worth to a back end (docs/back_end.md), `make soak` how much the package withstands
+# (docs/reliability.md).
 # Python 3.10 to 3.12; another than python3 by `make PYTHON=python3.11 test`.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
@@ -8,7 +9,7 @@ SHELL := /bin/bash
 ENV := . .venv/env.sh
 BUILT := $(ENV) && . install/setup.bash
 
-.PHONY: demo example test env env-train env-examples build lint unit nodes clean
+.PHONY: demo example test soak env env-train env-examples build lint unit nodes clean
 
 demo: build
 	@$(BUILT) && python -m hashvpr_ros.cli.main demo $(if $(DATA),--data "$(DATA)") $(DEMO_ARGS)
@@ -45,6 +46,11 @@ build: env
 nodes: build env-examples
 	@$(BUILT) && rm -rf build/hashvpr_ros/test_results && colcon test --event-handlers console_direct+ \
 		--return-code-on-test-failure && colcon test-result --verbose
+
+# Some 20 minutes: fuzzing, kills and cycles in numbers that `make test` has no time for. The table
+# goes to docs/reliability.md.
+soak: build
+	@$(BUILT) && PYTHONPATH="$(CURDIR):$$PYTHONPATH" python test/soak/soak.py $(SOAK_ARGS)
 
 clean:
 	rm -rf .venv build install log demo_output close_the_loop

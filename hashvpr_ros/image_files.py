@@ -238,7 +238,8 @@ def _decode_jpeg(checked: _Checked, grey: bool) -> NDArray[np.uint8]:
     except ValueError as e:
         reason = reason_of(e)
         extra = _EXTRA.match(reason)
-        if extra is None or int(extra[1]) > _MOST_EXTRA_BYTES:
+        # OpenCV, which some are left to, would write a line about each.
+        if extra is None or int(extra[1]) > _MOST_EXTRA_BYTES or checked.by_opencv:
             if checked.was_cut:
                 reason = "it has no end marker, and its pixels are not complete"
             what = "truncated" if checked.was_cut else "damaged"
