@@ -41,6 +41,7 @@ class PlaceMap(SearchableMap):
     ) -> None:
         super().__init__(store, commit_period_s, index)
         self._long_reads = threading.Lock()  # taken before `_lock` where both are
+        self._reader: sqlite3.Connection | None = None  # of the long read that goes on
         self._good_copy_verified = False
         self._next_id = store.next_id()
         self.session = ""
@@ -357,7 +358,18 @@ class PlaceMap(SearchableMap):
                     yield self._store.db
                     return
             with closing(db):
-                yield db
+                self._reader = db
+                try:
+                    yield db
+                finally:
+                    self._reader = None
+
+    def interrupt(self) -> None:
+        """Let a long read that goes on end with an error, which closing would wait for."""
+        db = self._reader
+        if db is not None:
+            with suppress(sqlite3.Error):  # it has ended and is closed
+                db.interrupt()
 
     def _open_reader(self) -> sqlite3.Connection | None:
         try:

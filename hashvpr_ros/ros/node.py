@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from typing import Any
 
-from hashvpr_ros.errors import HashVprError
+from hashvpr_ros.errors import HashVprError, reason_of
+from hashvpr_ros.ros.ending import Ending, leave
 
-# A launch that is interrupted passes the signal on to nodes that have it already, as members of
-# the terminal's process group: what comes so soon is no second wish.
-_IMPATIENT_S = 3.0
+_USAGE = """usage: vpr_node [--help] [--ros-args ...]
+
+Visual place recognition, as a lifecycle node. It is set by parameters alone:
+  ros2 run hashvpr_ros vpr_node --ros-args -p mode:=slam -p autostart:=true
+  ros2 run hashvpr_ros vpr_node --ros-args --params-file vpr.yaml -r image:=/camera/image_raw
+`ros2 run hashvpr_ros hashvpr config` prints all parameters, with what they mean.
+Without autostart it waits for `ros2 lifecycle set /vpr_node configure`, then `activate`."""
+
+# Each of the node's groups of callbacks may take one; the services' places take nine.
+_THREADS = 20
+_WAIT_S = 0.8  # for a transition that is under way when the process is to end
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node.
+    """Run the node. After it ran, the process is ended here.
 
     Returns:
-        the process's exit code: 0 after a signal, 2 where it cannot start, 1 after a fault.
+        the process's exit code where the node did not run: 0 after --help, 2 where it cannot
+        start. Otherwise the process ends with 0 after a signal, 1 after a fault.
     """
+    args = sys.argv[1:] if args is None else args
+    own = args[: args.index("--ros-args")] if "--ros-args" in args else args
+    if "--help" in own or "-h" in own:
+        print(_USAGE)
+        return 0
+    if own:
+        return _refuse(f"{own[0]!r} is unknown; give ROS arguments after --ros-args, see --help")
+    # First of all, as the imports take a while.
+    ending = Ending()
     try:
         import rclpy
-        from rclpy.exceptions import InvalidHandle
-        from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
     except ImportError as e:
         return _refuse(f"rclpy is not installed ({e}): source a ROS 2 environment first")
     try:
         from hashvpr_ros.ros.log import log_library
+        from hashvpr_ros.ros.rclpy_internals import LastingExecutor
         from hashvpr_ros.ros.vpr_node import VprNode
     except ImportError as e:
         return _refuse(
@@ -40,20 +56,27 @@ def main(args: list[str] | None = None) -> int:
     # The thread that receives images would else hold the interpreter for 5 ms at a time, which
     # shows in the time of every stage of the worker.
     sys.setswitchinterval(0.001)
-    # rclpy's own handlers would shut its context down at once, and nothing could be said after.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    ending.wait_for_node()
     try:
-        try:
-            node = VprNode()
-        except HashVprError as e:
-            return _refuse(str(e))
-        log_library(node.get_logger())
-        # Not fewer: services that wait for the worker each hold a thread.
-        executor = MultiThreadedExecutor(num_threads=8)
-        executor.add_node(node)
-        return _run(node, executor, ExternalShutdownException, InvalidHandle)
-    finally:
+        # rclpy's own handlers would shut its context down at once; nothing could be said then.
+        rclpy.init(args=["vpr_node", *args], signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as e:
+        return _refuse(f"the ROS arguments cannot be used: {_reason(e)}")
+    try:
+        node = VprNode()
+    except HashVprError as e:
         rclpy.try_shutdown()
+        return _refuse(str(e))
+    except Exception as e:  # a name or namespace that is none, a parameter of another type, ...
+        rclpy.try_shutdown()
+        return _refuse(f"the node cannot be made: {_reason(e)}")
+    ending.watch_over(node)
+    log_library(node.get_logger())
+    executor = LastingExecutor(_THREADS, node.failures)
+    executor.add_node(node)
+    code = _run(node, executor, ending)
+    rclpy.try_shutdown()
+    leave(code)
 
 
 def _refuse(reason: str) -> int:
@@ -61,76 +84,87 @@ def _refuse(reason: str) -> int:
     return 2
 
 
-def _run(node: Any, executor: Any, shut_down: type[Exception], destroyed: type[Exception]) -> int:
-    stop = threading.Event()
-    faults: list[BaseException] = []
-    asked_s: list[float] = []
+def _reason(error: Exception) -> str:
+    """What rclpy says, without where in C it was found, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.split(", at /")[0]
+    return reason_of(text)
 
-    def on_signal(*_: object) -> None:
-        if not asked_s:
-            asked_s.append(time.monotonic())
-            stop.set()
-        elif time.monotonic() - asked_s[0] > _IMPATIENT_S:
-            raise KeyboardInterrupt  # asked once more: at once
 
-    def spin() -> None:
-        try:
-            while not stop.is_set():
-                try:
-                    executor.spin()
-                    return
-                except destroyed:
-                    # A transition destroys subscriptions and publishers in another thread than
-                    # the one that waits for their events, and rclpy (7.1) then raises from the
-                    # wait. What was destroyed is no longer among what is waited for.
-                    continue
-        except shut_down:
-            pass
-        except BaseException as e:
-            faults.append(e)
-        finally:
-            stop.set()
+def _run(node: Any, executor: Any, ending: Ending) -> int:
+    """Spin until a signal, then let the node write its map and free what it has.
 
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    Returns:
+        the process's exit code.
+    """
+    fault = False
     if node.autostart:
         _start_soon(node)
+    else:
+        node.get_logger().info(
+            "unconfigured: waits for `ros2 lifecycle set "
+            f"{node.get_fully_qualified_name()} configure`, then `activate`; or start it with "
+            "autostart:=true"
+        )
+
+    def spin() -> None:
+        nonlocal fault
+        try:
+            _spin(node, executor, ending)
+        except BaseException as e:
+            node.failures.report(e, doing="the executor")
+            fault = True
+        finally:
+            ending.begin()
+
     thread = threading.Thread(target=spin, name="vpr_executor", daemon=True)
     thread.start()
+    ending.wait()
     try:
-        # A wait without a timeout cannot be interrupted by a signal on every platform.
-        while not stop.wait(1.0):
-            pass
-    finally:
-        if node.end_soon():
-            _leave_a_build(node)
-        executor.shutdown(timeout_sec=10.0)
-        thread.join(timeout=10.0)
+        saved = _end(node, executor, thread)
+    except Exception as e:
+        node.failures.report(e, doing="the end of the node")
+        saved = False
+    return int(fault or not saved)
+
+
+def _end(node: Any, executor: Any, thread: threading.Thread) -> bool:
+    """End all that goes on; returns whether the map is saved."""
+    if node.end_soon():
+        # TensorRT 8.6 cannot be told to stop. Nothing is lost: no map is open yet, and engines
+        # are written under another name first.
+        node.get_logger().info("ends while an engine is built; it will be built at the next start")
+    executor.shutdown(timeout_sec=0.0)
+    thread.join(_WAIT_S)
     # rclpy (7.1) does not wait for callbacks, whatever it is told.
-    while not node.transition_lock.acquire(timeout=1.0):
-        pass
-    if node.state_label() in ("unconfigured", "inactive", "active"):
-        node.trigger_shutdown()
-    node.destroy_node()
-    # All is written. Python itself would die of a signal that comes while it tidies up.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if faults:
-        print(f"vpr_node: {type(faults[0]).__name__}: {faults[0]}", file=sys.stderr)
-        return 1
-    return 0
+    if node.transition_lock.acquire(timeout=_WAIT_S):
+        if node.state_label() in ("unconfigured", "inactive", "active"):
+            node.trigger_shutdown()
+        node.destroy_node()
+        return True
+    return bool(node.save_now(_WAIT_S))
 
 
-def _leave_a_build(node: Any) -> NoReturn:
-    """End the process at once, instead of the minutes that a build of an engine takes.
+def _spin(node: Any, executor: Any, ending: Ending) -> None:
+    from rclpy.exceptions import InvalidHandle
+    from rclpy.executors import ExternalShutdownException
 
-    TensorRT 8.6 cannot be told to stop, and Python would wait for its thread. Nothing is lost: no
-    map is open yet, and engines are written under another name first.
-    """
-    node.get_logger().info("ends while an engine is built; it will be built at the next start")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    while not ending.begun:
+        try:
+            executor.spin()
+            return
+        except InvalidHandle:
+            # A transition destroys subscriptions and publishers in another thread than the one
+            # that waits for their events, and rclpy (7.1) then raises from the wait. What was
+            # destroyed is no longer among what is waited for.
+            continue
+        except ExternalShutdownException:
+            return
+        except Exception as e:
+            if not executor.context.ok():
+                raise  # for ever
+            node.failures.report(e, doing="the executor")
+            time.sleep(0.05)  # it may be raised again at once
 
 
 def _start_soon(node: Any) -> None:
@@ -150,7 +184,7 @@ def _start_soon(node: Any) -> None:
                 if node.state_label() == "inactive":
                     node.trigger_activate()
             except Exception as e:
-                node.get_logger().error(f"autostart: {e}")
+                node.failures.report(e, doing="autostart")
 
     timer = node.create_timer(
         0.001, start, node.transition_group, clock=Clock(clock_type=ClockType.STEADY_TIME)

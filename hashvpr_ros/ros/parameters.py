@@ -23,6 +23,7 @@ from rclpy.parameter import Parameter
 from hashvpr_ros.config import Config, from_flat
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.ros.allowed_dirs import AllowedDirs
+from hashvpr_ros.ros.rclpy_internals import parameters_given
 from hashvpr_ros.setting import CONFIGURE, LIVE, START, Setting, problem_with
 from hashvpr_ros.setting import settings as all_settings
 
@@ -84,7 +85,7 @@ class Parameters:
 
     def unknown(self) -> list[str]:
         """A sentence for each parameter that was given to the node and that it does not have."""
-        given = getattr(self._node, "_parameter_overrides", {})
+        given = parameters_given(self._node)
         sentences = []
         for name in sorted(given):
             if name.startswith("qos_overrides.") or self._node.has_parameter(name):

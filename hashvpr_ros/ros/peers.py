@@ -57,7 +57,7 @@ class Peers:
         runtime: Runtime,
         stats: Stats,
         publish: Callable[[Decision, PlaceDescriptor], None],
-        fail: Callable[[Exception], None],
+        fail: Callable[[BaseException], None],
     ) -> None:
         self._node = node
         self._runtime = runtime
@@ -122,7 +122,7 @@ class Peers:
     def _done(self, future: Future[Any]) -> None:
         self._waiting.release()
         error = None if future.cancelled() else future.exception()
-        if isinstance(error, Exception):
+        if error is not None:
             self._fail(error)
 
     def _refuse_own(self, message: PlaceDescriptor) -> None:

@@ -7,8 +7,9 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hashvpr_ros.map.remedy import remedy
 from hashvpr_ros.map.restore import damage_of, keep_good_copy
 from hashvpr_ros.mapping.instants import Instants
 from hashvpr_ros.matching.recognizer import Recognizer
-from hashvpr_ros.ros.worker import Worker
+from hashvpr_ros.ros.worker import BusyError, Worker
 from hashvpr_ros.types import CODE_BYTES, Mode
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,15 @@ _KEPT = (
     "where load_map goes on"
 )
 _CLOSED = "the node was cleaned up meanwhile"
+# The longest waits: for an answer of the worker, which may be at an image; for another service
+# that changes the map; for the worker to end, after which the map is saved without it.
+_ANSWER_S = 10.0
+_CHANGE_S = 2.0
+_END_S = 10.0
+# The same where the process is to end, and the largest map of which there is time for a good copy
+# then: writing and verifying it takes some 0.3 s.
+_END_SOON_S = 0.6
+_COPY_SOON_BYTES = 10_000_000
 
 
 class Runtime:
@@ -44,10 +54,11 @@ class Runtime:
 
     Args:
         on_images: called in the worker's thread with the images of an instant, by camera.
-        on_error: called with errors of the periodic commit.
+        report: told of errors that the node survives; see `Failures.report`.
         on_progress: told every few seconds what goes on while an engine is built, from any
             thread; "" once the engine is there. An error that it raises at first or then ends the
             start.
+        soon: set when the process is to end: what takes long is broken off then, or not begun.
 
     Raises:
         HashVprError: engine or map cannot be loaded; nothing stays open then.
@@ -57,16 +68,18 @@ class Runtime:
         self,
         config: Config,
         on_images: Callable[[dict[str, Any]], None],
-        on_error: Callable[[HashVprError], None],
-        on_progress: Callable[[str], None] = lambda sentence: None,
+        report: Callable[..., None],
+        on_progress: Callable[[str], None],
+        soon: threading.Event,
     ) -> None:
         self.config = config
         self.mode = Mode(config.mode)
         self.map_changes = 0  # counts replaced and cleared maps: ids of before mean nothing after
         self.write_problem = ""  # why keyframes wait in memory, while they do
-        self._on_error = on_error
+        self._report = report
         self._on_progress = on_progress
         self._change = threading.Lock()  # one service changes the map or the mode at a time
+        self._soon = soon
         self._engine: Any = None
         self._map: PlaceMap | None = None
         self._recognizer: Recognizer | None = None
@@ -77,12 +90,25 @@ class Runtime:
             lambda waiting: self.instants.gather(waiting, time.monotonic()),
             self._commit_if_due,
             look_s,
+            self._close_engine,
+            report,
         )
         try:
-            self.worker.call(self._open).result()
+            self._wait_for_opening()
         except BaseException:
             self.close()
             raise
+
+    def _wait_for_opening(self) -> None:
+        """Wait for `_open`, which may take minutes; not where the process is to end."""
+        opened = self.worker.call(self._open)
+        while True:
+            try:
+                return opened.result(0.1)
+            except FutureTimeout:
+                if opened.done() or not self._soon.is_set():
+                    continue
+                raise HashVprError("the node ends") from None
 
     def _open(self) -> None:
         config = self.config
@@ -125,7 +151,7 @@ class Runtime:
         try:
             place_map.keep_good_copy()
         except DamagedMapError as e:
-            self._on_error(e)
+            self._report(e)
         except MapError as e:
             _log.warning("%s; the former copy stays", e)
 
@@ -172,25 +198,27 @@ class Runtime:
             return
         try:
             self._map.flush_if_due()
-        except HashVprError as e:
+        except Exception as e:  # whatever it is, the keyframes are kept and tried again
             self.not_written(e)
             return
         if self.write_problem and not self._map.uncommitted():
             self.write_problem = ""
             _log.info("the map is written again; nothing was lost")
 
-    def not_written(self, error: HashVprError) -> None:
+    def not_written(self, error: Exception) -> None:
         """Say that keyframes wait in memory, once however long that lasts."""
+        if not isinstance(error, HashVprError):
+            self._report(error, doing="writing the map")
         waiting = MapError(f"{error}; {_KEPT}")
         first, self.write_problem = not self.write_problem, str(waiting)
         if first:
-            self._on_error(waiting)
+            self._report(waiting)
 
     def set_config(self, config: Config) -> None:
         """Let LIVE settings take effect from the next image on."""
         self.config = config
         self.instants.sync_s = config.input.sync_s
-        self.worker.call(lambda: self.recognizer.set_config(config))
+        self.worker.post(lambda: self.recognizer.set_config(config), "setting parameters")
 
     def offer(self, camera: str, arrival: Any) -> bool:
         """Leave the newest image of a camera; returns whether an older one was replaced."""
@@ -202,7 +230,7 @@ class Runtime:
         try:
             self.recognizer.set_headings(headings_rad)
         except MapError as e:
-            self._on_error(e)
+            self._report(e)
 
     def start_session(self) -> None:
         """Record what follows as another session; from the worker's thread."""
@@ -218,7 +246,7 @@ class Runtime:
         Raises:
             MapError: the new map cannot be opened, or is damaged.
         """
-        with self._change:
+        with self._changing():
             if self.map.is_at(path):
                 self.commit()
                 return self.map
@@ -230,11 +258,21 @@ class Runtime:
                 self._keep_good_copy(new)
                 self._keep_good_copy(self.map)
                 self._warm(new)
-                self.worker.call(lambda: self._swap(new)).result()
+                self.worker.ask(lambda: self._swap(new), _ANSWER_S)
             except BaseException:
-                new.close()
+                if self._map is not new:
+                    new.close()
                 raise
             return new
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        if not self._change.acquire(timeout=_CHANGE_S):
+            raise BusyError("another service is changing the map; ask again")
+        try:
+            yield
+        finally:
+            self._change.release()
 
     def _warm(self, place_map: PlaceMap) -> None:
         """Have read what the first image would read for the first time."""
@@ -257,12 +295,12 @@ class Runtime:
 
     def clear_map(self) -> int:
         """Delete all keyframes; does not wait for the image in the engine."""
-        with self._change:
+        with self._changing():
             self.map_changes += 1
             cleared = self.map
             removed = cleared.clear()
             # Without the calibration of before, too.
-            self.worker.call(lambda: self.recognizer.set_map(cleared))
+            self.worker.post(lambda: self.recognizer.set_map(cleared), "clearing the map")
             return removed
 
     def set_mode(self, mode: Mode) -> Mode:
@@ -271,14 +309,14 @@ class Runtime:
         Raises:
             MapError: the map cannot be opened for writing; mode and map are as before.
         """
-        with self._change:
+        with self._changing():
             before = self.mode
             if mode is not Mode.LOCALIZATION and self.map.read_only:
-                self.worker.call(lambda: self._reopen(mode)).result()
+                self.worker.ask(lambda: self._reopen(mode), _ANSWER_S)
             else:
                 # Takes effect at the next image; nobody needs to wait for the present one.
                 self.mode = mode
-                self.worker.call(lambda: self.recognizer.set_mode(mode))
+                self.worker.post(lambda: self.recognizer.set_mode(mode), "setting the mode")
                 if mode is Mode.LOCALIZATION:
                     self.commit()
             return before
@@ -308,32 +346,73 @@ class Runtime:
         if not self.map.read_only:
             self.map.flush()
 
-    def close(self) -> HashVprError | None:
-        """Commit and free everything; returns what went wrong, having freed everything still."""
-        problem: HashVprError | None = None
+    def interrupt(self) -> None:
+        """Break off what takes long, as the process is to end."""
+        self.worker.discard_images()
+        if self._map is not None:
+            self._map.interrupt()
 
-        def free() -> None:
-            nonlocal problem
-            if self._map is not None:
-                try:
-                    self.commit()
-                    self._keep_good_copy(self._map)
-                except HashVprError as e:
-                    problem = e
-                with suppress(HashVprError):
-                    self._map.close()
-                self._map = None
-            if self._engine is not None:
-                self._engine.close()
-                self._engine = None
-            self._recognizer = None
-            _return_memory()
+    def save_now(self, timeout_s: float) -> bool:
+        """Write what waits to be written, whatever else goes on.
 
-        future = self.worker.call(free)
-        self.worker.stop()
-        if not future.cancelled() and future.exception() is not None:
-            raise future.exception()  # type: ignore[misc]
+        Returns:
+            whether all is written; False also where that takes longer than `timeout_s`.
+        """
+        place_map = self._map
+        if place_map is None or place_map.read_only:
+            return True
+        done: list[int] = []
+        saving = threading.Thread(
+            target=lambda: done.append(place_map.flush()), name="vpr_save", daemon=True
+        )
+        saving.start()
+        saving.join(timeout_s)
+        return bool(done)
+
+    def close(self) -> Exception | None:
+        """Commit and free everything; returns what went wrong, having freed everything still.
+
+        A worker that does not end is left alone: the map is saved without it, and the engine is
+        closed when it ends.
+        """
+        soon = self._soon.is_set()
+        ended = self.worker.stop(_END_SOON_S if soon else _END_S)
+        if ended:
+            problem = self._close_map()
+        else:
+            # It may hold the map's lock, too.
+            _log.warning("the present image or call does not end: the map is saved without it")
+            problems: list[Exception | None] = [MapError("the map does not answer")]
+            saving = threading.Thread(
+                target=lambda: problems.append(self._close_map()), name="vpr_save", daemon=True
+            )
+            saving.start()
+            saving.join(_END_SOON_S if soon else _END_S)
+            problem = problems[-1]
+        self._recognizer = None
+        _return_memory()
         return problem
+
+    def _close_map(self) -> Exception | None:
+        problem: Exception | None = None
+        place_map, self._map = self._map, None
+        if place_map is None:
+            return None
+        try:
+            if not place_map.read_only:
+                place_map.flush()
+            if not self._soon.is_set() or place_map.file_bytes <= _COPY_SOON_BYTES:
+                self._keep_good_copy(place_map)
+        except Exception as e:  # whatever it is, the file is closed
+            problem = e
+        with suppress(Exception):
+            place_map.close()
+        return problem
+
+    def _close_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
 
 def _has_what_waits(new: PlaceMap, old: PlaceMap) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 
-from hashvpr_ros.errors import HashVprError, ImageError, MapError
+from hashvpr_ros.errors import HashVprError, ImageError, MapError, reason_of
 from hashvpr_ros.map.schema import MapNotFoundError, WrongModelError
 from hashvpr_ros.ros.allowed_dirs import AllowedDirs, PathError
 from hashvpr_ros.ros.conversions import (
@@ -20,7 +20,9 @@ from hashvpr_ros.ros.conversions import (
     to_jpeg_message,
     to_place,
 )
+from hashvpr_ros.ros.failures import Failures
 from hashvpr_ros.ros.runtime import Runtime
+from hashvpr_ros.ros.worker import BusyError
 from hashvpr_ros.srv import (
     ClearMap,
     InspectMap,
@@ -32,7 +34,11 @@ from hashvpr_ros.srv import (
 )
 from hashvpr_ros.types import Mode, Pose
 
-_WAITING_AT_MOST = 3  # Recognize requests; each occupies a thread of the executor
+# Requests that are answered at the same time; each occupies a thread of the executor, and more are
+# refused. Those that read the whole map wait for one another anyway.
+_VERIFY, _COPY, _SHORT, _RECOGNIZE = 1, 1, 4, 3
+# Images that wait longer for the engine are answered with an error.
+_RECOGNIZE_S = 10.0
 _NOT_CONFIGURED = "the node is not configured and has no map; configure it first"
 
 
@@ -45,6 +51,7 @@ class Services:
         first_camera: gives the name of the camera that a request without one means.
         on_mode: called with the new mode after SetMode.
         allowed_dirs: where maps may be saved, and loaded from.
+        failures: told of what nobody foresaw.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class Services:
         first_camera: Callable[[], str],
         on_mode: Callable[[str], None],
         allowed_dirs: AllowedDirs,
+        failures: Failures,
     ) -> None:
         self._node = node
         self._runtime = runtime
@@ -62,23 +70,29 @@ class Services:
         self._first_camera = first_camera
         self._on_mode = on_mode
         self._allowed_dirs = allowed_dirs
-        self._waiting = threading.Semaphore(_WAITING_AT_MOST)
+        self._failures = failures
+        verify, copy, short, recognize = (
+            threading.Semaphore(n) for n in (_VERIFY, _COPY, _SHORT, _RECOGNIZE)
+        )
         group = ReentrantCallbackGroup()
-        for kind, name, answer in (
-            (SaveMap, "~/save_map", self._save),
-            (LoadMap, "~/load_map", self._load),
-            (ClearMap, "~/clear_map", self._clear),
-            (InspectMap, "~/inspect_map", self._inspect),
-            (SetMode, "~/set_mode", self._set_mode),
-            (Recognize, "~/recognize", self._recognize),
-            (UpdatePoses, "~/update_poses", self._update_poses),
+        for kind, name, answer, places in (
+            (SaveMap, "save_map", self._save, lambda r: copy if r.path else short),
+            (LoadMap, "load_map", self._load, lambda _: copy),
+            (ClearMap, "clear_map", self._clear, lambda _: short),
+            (InspectMap, "inspect_map", self._inspect, lambda r: verify if r.verify else short),
+            (SetMode, "set_mode", self._set_mode, lambda _: short),
+            (Recognize, "recognize", self._recognize, lambda _: recognize),
+            (UpdatePoses, "update_poses", self._update_poses, lambda _: copy),
         ):
-            node.create_service(
-                kind, name, self._answering(answer, _fallback(kind)), callback_group=group
-            )
+            callback = self._answering(name, answer, places, _fallback(kind))
+            node.create_service(kind, f"~/{name}", callback, callback_group=group)
 
     def _answering(
-        self, answer: Callable[[Runtime, Any, Any], None], fallback: int
+        self,
+        name: str,
+        answer: Callable[[Runtime, Any, Any], None],
+        places: Callable[[Any], threading.Semaphore],
+        fallback: int,
     ) -> Callable[[Any, Any], Any]:
         def callback(request: Any, response: Any) -> Any:
             runtime = self._runtime()
@@ -86,15 +100,28 @@ class Services:
                 response.result = response.RESULT_NOT_CONFIGURED
                 response.message = _NOT_CONFIGURED
                 return response
+            place = places(request)
+            if not place.acquire(blocking=False):
+                response.result = response.RESULT_BUSY
+                response.message = f"{name} is busy with other requests; ask again"
+                return response
             try:
                 answer(runtime, request, response)
+            except BusyError as e:
+                response.result = response.RESULT_BUSY
+                response.message = str(e)
             except (HashVprError, CancelledError) as e:
                 response.result = fallback
                 response.message = str(e) or "the node was cleaned up meanwhile"
-            except Exception as e:  # a callback that raises would end the node
-                self._node.get_logger().error(f"service failed: {type(e).__name__}: {e}")
+            except OSError as e:
                 response.result = fallback
-                response.message = f"{type(e).__name__}: {e}"
+                response.message = f"{e.filename or name}: {e.strerror or e}; check path and disk"
+            except BaseException as e:  # it must be answered
+                self._failures.report(e, doing=f"the service {name}")
+                response.result = fallback
+                response.message = f"{name} failed: {type(e).__name__}: {reason_of(e)}"
+            finally:
+                place.release()
             return response
 
         return callback
@@ -195,22 +222,17 @@ class Services:
                 response.message = f"no pose was changed: {e}"
 
     def _recognize(self, runtime: Runtime, request: Any, response: Any) -> None:
-        if not self._waiting.acquire(blocking=False):
-            response.result = Recognize.Response.RESULT_BUSY
-            response.message = f"{_WAITING_AT_MOST} images wait already; ask again later"
-            return
         try:
             image, header = decode_request(request.image, request.compressed)
             camera = request.camera or self._first_camera()
-            decision = runtime.worker.call(
-                lambda: runtime.recognizer.recognize(image, camera, request.max_hypotheses)
-            ).result()
+            decision = runtime.worker.ask(
+                lambda: runtime.recognizer.recognize(image, camera, request.max_hypotheses),
+                _RECOGNIZE_S,
+            )
             response.hypotheses = to_hypotheses(decision, header)
         except ImageError as e:
             response.result = Recognize.Response.RESULT_INVALID_IMAGE
             response.message = str(e)
-        finally:
-            self._waiting.release()
 
 
 def _poses_of(request: Any) -> dict[int, Pose]:

@@ -23,7 +23,6 @@ class Verdicts:
     Args:
         runtime: gives the runtime, or None where the node is not configured.
         stats: counts them.
-        fail: called with errors that the node survives.
 
     Raises:
         ConfigError: a qos_overrides parameter has a value that is none.
@@ -34,12 +33,10 @@ class Verdicts:
         node: Node,
         runtime: Callable[[], Runtime | None],
         stats: Stats,
-        fail: Callable[[Exception], None],
     ) -> None:
         self._node = node
         self._runtime = runtime
         self._stats = stats
-        self._fail = fail
         with overridable("~/verdicts") as options:
             self._subscription = node.create_subscription(
                 ClosureVerdict,
@@ -66,8 +63,6 @@ class Verdicts:
             self._node.get_logger().warning(
                 f"verdict passed over: {e}", throttle_duration_sec=10.0
             )
-        except Exception as e:
-            self._fail(e)
 
 
 def _take(runtime: Runtime, message: ClosureVerdict) -> Verdict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,26 +13,31 @@ from diagnostic_msgs.msg import DiagnosticArray
 from numpy.typing import NDArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidTopicNameException
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.validate_topic_name import validate_topic_name
 
 from hashvpr_ros.config import Config, camera_headings, camera_names, image_topic
-from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError
+from hashvpr_ros.errors import ConfigError, HashVprError, ImageError, MapError, reason_of
 from hashvpr_ros.imaging import HintOnce
 from hashvpr_ros.mapping.sessions import StampWatch
 from hashvpr_ros.msg import MapStatus, PlaceDescriptor
 from hashvpr_ros.ros import conversions
 from hashvpr_ros.ros.cameras import Arrival, Cameras
 from hashvpr_ros.ros.diagnostics import Stats, diagnostics
+from hashvpr_ros.ros.failures import Failures
 from hashvpr_ros.ros.headings import TfHeadings, check_heading_frame
 from hashvpr_ros.ros.parameters import Parameters
 from hashvpr_ros.ros.peers import Peers, check_peer_topics
 from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
 from hashvpr_ros.ros.publishers import Publishers, map_status
+from hashvpr_ros.ros.rclpy_internals import (
+    answer_whatever_happens,
+    answer_while_busy,
+    state_label,
+)
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.ros.services import Services
-from hashvpr_ros.ros.transitions import SUCCESS, answer_while_busy, transition
+from hashvpr_ros.ros.transitions import SUCCESS, transition
 from hashvpr_ros.ros.verdicts import Verdicts
 from hashvpr_ros.types import Decision
 
@@ -56,7 +60,7 @@ class VprNode(LifecycleNode):
         self._cameras: Cameras | None = None
         self._taking = False  # images count; set before the first may come
         self._doing = ""  # what a long configure does now, for diagnostics
-        self._ending = False
+        self._ending = threading.Event()
         self._poses: PoseSource | None = None
         self._headings: TfHeadings | None = None
         self._peers: Peers | None = None
@@ -65,6 +69,7 @@ class VprNode(LifecycleNode):
         self._hints = HintOnce(
             lambda camera, hint: self.get_logger().warning(f"camera {camera}: {hint}")
         )
+        self.failures = Failures(self._log_error, self._stats.failed)
         self._outputs: Publishers | None = None
         self._verdicts: Verdicts | None = None
         self._settings = Parameters(
@@ -82,7 +87,9 @@ class VprNode(LifecycleNode):
             lambda: next(iter(self._topics), "camera"),
             self._settings.set_mode,
             self._settings.allowed_dirs,
+            self.failures,
         )
+        answer_whatever_happens(self, self.failures)
         self._watch = StampWatch()
         self._pose_group = MutuallyExclusiveCallbackGroup()
         self._timer_group = MutuallyExclusiveCallbackGroup()
@@ -102,18 +109,34 @@ class VprNode(LifecycleNode):
         """Whether the node is to take itself to active."""
         return self._settings.config().autostart
 
-    def end_soon(self) -> bool:
-        """Let a configure begin no build and open no map from now on.
+    def end_soon(self) -> str:
+        """Take no more images, begin nothing that takes long, and break off what does.
 
         Returns:
-            whether it builds an engine already, before it has opened a map.
+            what a configure does that takes minutes, "" for nothing.
         """
-        self._ending = True
-        return bool(self._doing)
+        self._ending.set()
+        self._taking = False
+        runtime = self._runtime
+        if runtime is not None:
+            runtime.interrupt()
+        return self._doing
+
+    def save_now(self, timeout_s: float) -> bool:
+        """Write what waits for the map's file, whatever state the node is in.
+
+        Returns:
+            whether nothing waits any more.
+        """
+        runtime = self._runtime
+        return runtime is None or runtime.save_now(timeout_s)
 
     def state_label(self) -> str:
         """The present lifecycle state."""
-        return str(self._state_machine.current_state[1])
+        return state_label(self)
+
+    def _log_error(self, text: str) -> None:
+        self.get_logger().error(text)
 
     # Transitions
 
@@ -133,25 +156,18 @@ class VprNode(LifecycleNode):
         camera_headings(config)
         check_pose_source(config.pose)
         check_heading_frame(config.input.heading_frame)
-        names = dict.fromkeys(self._topics.values(), "input.image_topics")
-        if config.pose.source == "odometry":
-            names[config.pose.odometry_topic] = "pose.odometry_topic"
-        names |= dict.fromkeys(config.input.descriptor_topics, "input.descriptor_topics")
-        for topic, parameter in names.items():
-            try:
-                validate_topic_name(topic)
-            except InvalidTopicNameException as e:
-                reason = str(e).splitlines()[0]
-                raise ConfigError(f"{parameter}: {topic!r} is no topic name: {reason}") from None
+        self._check_topics(config)
         check_peer_topics(self, config.input.descriptor_topics)
         self._diagnostics_timer.timer_period_ns = round(config.publish.diagnostics_period_s * 1e9)
         self._diagnostics_timer.reset()
         # Before what may take minutes, and holds the map: they may be refused.
         self._outputs = Publishers(self)
-        self._verdicts = Verdicts(self, lambda: self._runtime, self._stats, self._on_failure)
+        self._verdicts = Verdicts(self, lambda: self._runtime, self._stats)
         started = time.monotonic()
         try:
-            runtime = Runtime(config, self._on_images, self._on_failure, self._on_progress)
+            runtime = Runtime(
+                config, self._on_images, self.failures.report, self._on_progress, self._ending
+            )
         finally:
             self._doing = ""
         self._runtime = runtime
@@ -169,6 +185,26 @@ class VprNode(LifecycleNode):
         )
         self._on_status()
 
+    def _check_topics(self, config: Config) -> None:
+        """Refuse what is no topic name, before anything is made.
+
+        Raises:
+            ConfigError: one is none.
+        """
+        names = dict.fromkeys(self._topics.values(), "input.image_topics")
+        if config.pose.source == "odometry":
+            names[config.pose.odometry_topic] = "pose.odometry_topic"
+        names |= dict.fromkeys(config.input.descriptor_topics, "input.descriptor_topics")
+        for topic, parameter in names.items():
+            try:
+                validate_topic_name(topic)
+                # Names that are good by themselves may be none with the namespace before them.
+                self.resolve_topic_name(topic)
+            except Exception as e:  # rclpy has several kinds, and changes them
+                raise ConfigError(
+                    f"{parameter}: {topic!r} is no topic name: {reason_of(e)}; correct it"
+                ) from e
+
     def _on_progress(self, sentence: str) -> None:
         """Show what a long configure does, which is also logged; from any thread.
 
@@ -179,7 +215,7 @@ class VprNode(LifecycleNode):
         begins = not sentence or not self._doing
         self._doing = sentence
         # First said, then asked, and `end_soon` the other way round: so neither misses a build.
-        if begins and self._ending:
+        if begins and self._ending.is_set():
             raise HashVprError("the node ends")
 
     def _start_counting(self) -> None:
@@ -210,7 +246,7 @@ class VprNode(LifecycleNode):
                     self._runtime,
                     self._stats,
                     self._publish_peer,
-                    self._on_failure,
+                    self.failures.report,
                 )
             if config.input.heading_frame and not config.input.camera_headings:
                 self._headings = TfHeadings(
@@ -230,9 +266,9 @@ class VprNode(LifecycleNode):
         try:
             assert self._runtime is not None
             self._runtime.commit()
-        except HashVprError as e:
+        except Exception as e:
             # The node does stop; the keyframes are kept and written when that is possible again.
-            self._on_failure(e)
+            self.failures.report(e, doing="deactivate")
         return super().on_deactivate(state)
 
     @transition
@@ -300,15 +336,14 @@ class VprNode(LifecycleNode):
             return
         try:
             self._process(runtime, decoded)
-        except HashVprError as e:
-            # A candidate of a map that was cleared meanwhile is no failure.
-            if runtime.map_changes == map_changes:
-                self._on_failure(e, *decoded)
-            else:
+        except BaseException as e:
+            # A candidate of a map that was cleared meanwhile is no failure, nor is a deactivate.
+            meanwhile = runtime.map_changes != map_changes or not self._taking
+            if isinstance(e, HashVprError) and meanwhile:
                 for camera in decoded:
                     self._stats.dropped(camera)
-        except Exception as e:
-            self._on_failure(e, *decoded)
+            else:
+                self.failures.report(e, *decoded, doing="the judging of images")
 
     def _decode(self, camera: str, arrival: Arrival) -> _Decoded | None:
         """Pixels of an image; None where they are bad, which is said and counted."""
@@ -320,6 +355,9 @@ class VprNode(LifecycleNode):
             self.get_logger().warning(
                 f"bad image of camera {camera}: {e}", throttle_duration_sec=10.0
             )
+            return None
+        except BaseException as e:
+            self.failures.report(e, camera, doing=f"the decoding of an image of camera {camera}")
             return None
         return _Decoded(arrival, image, 1e3 * (time.monotonic() - started))
 
@@ -371,15 +409,6 @@ class VprNode(LifecycleNode):
         decision = dataclasses.replace(decision, keyframe_id=message.keyframe_id)
         outputs.publish_peer(decision, message.header, message.map_id)
 
-    def _on_failure(self, error: Exception, *cameras: str) -> None:
-        """Count and say a failure that the node survives, and the images that it cost."""
-        text = str(error)
-        if not isinstance(error, HashVprError):  # nobody foresaw it
-            text = f"{type(error).__name__}: {text}"
-            self.get_logger().debug("".join(traceback.format_exception(error)))
-        self._stats.failed(text, *cameras)
-        self.get_logger().error(text, throttle_duration_sec=10.0)
-
     # What is published periodically, and live parameters
 
     def _on_live(self, config: Config) -> None:
@@ -393,37 +422,41 @@ class VprNode(LifecycleNode):
         return status
 
     def _on_status(self) -> None:
+        runtime, outputs = self._runtime, self._outputs
+        if runtime is None or outputs is None:
+            return
         try:
-            outputs = self._outputs
-            if self._runtime is None or outputs is None:
-                return
             status = self._map_status()
-            if left_out := self._runtime.map.left_out:
+            if left_out := runtime.map.left_out:
                 self.get_logger().warning(
                     f"map.max_index_mb is reached: {left_out} of {status.keyframes} keyframes, "
                     "those that say least, are not searched; the file keeps them",
                     once=True,
                 )
             outputs.publish_status(status)
-        except Exception as e:  # the map or the publisher may go while a transition runs
-            self.get_logger().debug(f"no map status: {e}")
+        except Exception:
+            # The map or the publisher may go while a transition runs.
+            if (self._runtime, self._outputs) == (runtime, outputs):
+                raise
 
     def _on_diagnostics(self) -> None:
+        stale_after_s = self._settings.config().input.stale_after_s
+        cameras, runtime = self._cameras, self._runtime
         try:
-            stale_after_s = self._settings.config().input.stale_after_s
-            cameras = self._cameras
             silent = {} if cameras is None else cameras.report_silence(stale_after_s)
             message = diagnostics(
                 # With the namespace: robots may share /diagnostics.
                 self.get_fully_qualified_name().lstrip("/"),
                 self.state_label(),
                 self._stats,
-                self._runtime,
+                runtime,
                 stale_after_s,
                 silent,
                 self._doing,
             )
             message.header.stamp = self.get_clock().now().to_msg()
             self._pub_diagnostics.publish(message)
-        except Exception as e:
-            self.get_logger().debug(f"no diagnostics: {e}")
+        except Exception:
+            # Cameras or map may go while a transition runs: the next message comes soon.
+            if (self._cameras, self._runtime) == (cameras, runtime):
+                raise

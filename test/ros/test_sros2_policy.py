@@ -10,7 +10,7 @@ from vpr_process import ROOT, wait_until
 
 POLICY = ROOT / "config" / "sros2_policy.xml"
 KINDS = ("publish", "subscribe", "reply", "request")
-# What this node has only elsewhere: where tf2_ros or bondpy is installed, or with other parameters.
+# What a node has only with tf2_ros, with bondpy, or with other parameters.
 ELSEWHERE = {
     "subscribe": {"/tf", "/tf_static", "/bond", "{ns}/image"},
     "publish": {"/bond"},
@@ -46,8 +46,10 @@ def test_the_policy_allows_what_a_node_has_and_nothing_else(start):
     ).activate()  # fmt: skip
     ros = node.client.node
     wait_until(
-        lambda: "/robot2/vpr_node/descriptors"
-        in offered(node, ros.get_subscriber_names_and_types_by_node),
+        lambda: (
+            "/robot2/vpr_node/descriptors"
+            in offered(node, ros.get_subscriber_names_and_types_by_node)
+        ),
         "the graph is known",
     )
     policy = allowed(node.namespace)
