@@ -24,9 +24,8 @@ from hashvpr_ros.engine.tensorrt_cache import cached_engine
 from hashvpr_ros.engine.tensorrt_engine import TensorRtEngine
 from hashvpr_ros.engine.tensorrt_gpu import GpuContext, why_not
 
-pytestmark = pytest.mark.gpu
-if reason := why_not():
-    pytest.skip(reason, allow_module_level=True)
+REASON = why_not()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REASON), reason=REASON or "")]
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 16

@@ -8,13 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+from visualization_msgs.msg import Marker, MarkerArray
 from vpr_process import latched, python_path, wait_until
 
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.types import Descriptor, Pose
-
-pytest.importorskip("visualization_msgs", reason="needs visualization_msgs")
-from visualization_msgs.msg import Marker, MarkerArray
 
 DIM, PLACES = 64, 200
 TOPIC = "/hashvpr_audit/alike"

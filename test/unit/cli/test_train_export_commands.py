@@ -1,13 +1,19 @@
 """`hashvpr train`, `export`, `evaluate` of a checkpoint, and both benchmarks, small but real."""
 
+import importlib.util
 import json
 
 import pytest
 import yaml
 from cli_helpers import well
 
-pytest.importorskip("torch", reason="training needs torch: make env-train")
-pytestmark = pytest.mark.usefixtures("shallow")
+# A mark, not importorskip: see test_packaging.py.
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("torch") is None, reason="training needs torch: make env-train"
+    ),
+    pytest.mark.usefixtures("shallow"),
+]
 
 
 @pytest.fixture
