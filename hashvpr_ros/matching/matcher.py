@@ -321,12 +321,7 @@ class Matcher:
                 hypotheses, run = self._weigh_runs(
                     camera, found, sessions, runs, hypotheses, count
                 )
-            if hypotheses:
-                reason = self._reason(hypotheses[0], run, alone=track is None)
-            elif self._barred(found.places).any():
-                reason = Reason.REJECTED
-            else:
-                reason = Reason.ODOMETRY_CONFLICT
+            reason = self._why(found, sessions, hypotheses, run, alone=track is None)
         return Matched(
             reason,
             hypotheses,
@@ -539,6 +534,39 @@ class Matcher:
         if own is None or other is None:
             return None
         return math.remainder(other - own, 2.0 * math.pi)
+
+    def _why(
+        self,
+        found: Found,
+        sessions: NDArray[np.integer],
+        hypotheses: Sequence[Hypothesis],
+        run: RunEvidence | None,
+        *,
+        alone: bool,
+    ) -> Reason:
+        """Why the best hypothesis is accepted or not, or why there is none.
+
+        A keyframe that was made while odometry was missing can be ruled out by nothing, so it is
+        always among the hypotheses. Where nothing speaks for it, it must not hide what odometry
+        says of all others: then the reason is the one that there would be without it.
+        """
+        if hypotheses:
+            reason = self._reason(hypotheses[0], run, alone=alone)
+            if not (reason is Reason.NEW_PLACE or (reason is Reason.NOT_DISTINCT and run is None)):
+                return reason
+            lacking = self._lack_poses([h.keyframe.place for h in hypotheses])
+            judged = [h for h, lacks in zip(hypotheses, lacking, strict=True) if not lacks]
+            if lacking[0] and judged:
+                return self._reason(judged[0], None, alone=alone)
+            near = sessions >= 0
+            if judged or near.all() or not self._lack_poses(found.places[near]).all():
+                return reason
+        return Reason.REJECTED if self._barred(found.places).any() else Reason.ODOMETRY_CONFLICT
+
+    def _lack_poses(self, places: Sequence[int] | NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which places odometry cannot judge for want of a pose, though it judges others."""
+        lacking = self.odometer.lacks_pose(np.asarray(places))
+        return lacking & (self._recent.after_ns is not None)
 
     def _reason(self, best: Hypothesis, run: RunEvidence | None, *, alone: bool) -> Reason:
         matching = self.config.matching

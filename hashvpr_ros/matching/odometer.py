@@ -216,6 +216,16 @@ class Odometer:
         rows, known = self._rows(np.array([place]))
         return bool(known[0] and not np.isnan(self._real[rows[0], _RAW.start]))
 
+    def lacks_pose(self, places: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which places are of this run of odometry, but were made while it was missing, bool [n].
+
+        Those `possible` cannot tell anything of, though it can of places before and after them.
+        """
+        if not self.has_poses or not self._count:
+            return np.zeros(len(places), bool)
+        rows, known = self._rows(places)
+        return known & np.isnan(self._real[rows, _RAW.start])
+
     def _rows(self, places: NDArray[np.integer]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Rows of places, and which of them were made since odometry was started last, [n]."""
         own = self._whole[: self._count, 0]

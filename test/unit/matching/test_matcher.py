@@ -47,12 +47,15 @@ def place_map():
         yield opened
 
 
-def drive(matcher, world, places, *, poses=True, start_s=0, noise=1.0):
-    """Matches of views a second apart, each of which becomes a keyframe."""
+def drive(matcher, world, places, *, poses=True, start_s=0, noise=1.0, without=()):
+    """Matches of views a second apart, each of which becomes a keyframe.
+
+    Odometry is missing for the views in `without`.
+    """
     matches = []
     for i, place in enumerate(places):
         descriptor, stamp_ns = world.view(place, noise), (start_s + i) * S
-        pose = world.pose(place) if poses else None
+        pose = world.pose(place) if poses and i not in without else None
         stamps_ns = {"camera": stamp_ns}
         matched = matcher.match({"camera": descriptor}, stamps_ns, stamp_ns, pose, exclude=True)
         id_ = matcher.map.add(camera="camera", stamp_ns=stamp_ns, pose=pose, descriptor=descriptor)
@@ -277,6 +280,40 @@ def test_odometry_that_has_died_vouches_for_no_match(place_map):
             assert matched["camera"].reason is not Reason.ACCEPTED, place
             without += 1
     assert without == 85
+
+
+@pytest.mark.parametrize("temporal", ["none", "sequence", "filter", "both"])
+@pytest.mark.parametrize(
+    "without", [{0}, {0, 1, 2}, {100}, set(range(0, 300, 50))], ids=["first", "3", "mid", "some"]
+)
+def test_a_keyframe_without_a_pose_does_not_hide_what_odometry_says(temporal, without):
+    world = World(150)
+    reasons, closed = [], []
+    for missing in (set(), without):
+        with PlaceMap.open("", "ab" * 32, DIM, session="one") as place_map:
+            matcher = make(place_map, matching__temporal=temporal)
+            matches = drive(matcher, world, range(300), without=missing)
+        reasons.append([m.reason for m in matches])
+        closed.append(accepted(matches))
+    conflicts = [r.count(Reason.ODOMETRY_CONFLICT) for r in reasons]
+    assert conflicts[0] > 50  # the first lap, when the robot is far from all that it has passed
+    assert conflicts[1] == pytest.approx(conflicts[0], abs=5 * len(without))
+    assert reasons[1].count(Reason.NEW_PLACE) == pytest.approx(
+        reasons[0].count(Reason.NEW_PLACE), abs=15
+    )
+    assert closed[1] >= closed[0] - 5 * len(without)
+
+
+def test_what_only_keyframes_without_a_pose_show_is_no_odometry_conflict(place_map):
+    """Odometry begins after a lap: it has ruled nothing out."""
+    world = World(100)
+    matcher = make(place_map)
+    first = drive(matcher, world, range(99), without=range(99))
+    other = World(100, seed=7)
+    elsewhere = drive(matcher, other, range(40), start_s=99)
+    assert all(m.reason is not Reason.ODOMETRY_CONFLICT for m in first)
+    new = [m.reason for m in elsewhere[5:20]]  # before own keyframes are old enough
+    assert Reason.ODOMETRY_CONFLICT not in new
 
 
 def test_verdicts_of_what_was_not_accepted(place_map):
