@@ -77,6 +77,10 @@ class Pose:
         return sum(v * v for v in self.orientation) > 1e-12
 
 
+# As messages have a pose that is not known: whoever forgets to ask cannot take it for a place.
+UNKNOWN_POSE = Pose((math.nan,) * 3, (math.nan,) * 4, frame_id="")
+
+
 @dataclass(frozen=True)
 class Descriptor:
     """What the engine says of one image."""
@@ -142,11 +146,14 @@ class Hypothesis:
         """How the query lies to the keyframe, by the fields that messages have for it."""
         return {
             "has_relative_heading": self.relative_heading_rad is not None,
-            "relative_heading": float(self.relative_heading_rad or 0.0),
-            "position_stddev_m": math.nan
-            if self.position_stddev_m is None
-            else float(self.position_stddev_m),
+            "relative_heading": _number(self.relative_heading_rad),
+            "position_stddev_m": _number(self.position_stddev_m),
         }
+
+
+def _number(value: float | None) -> float:
+    """The value as messages have it: NaN for what is not known."""
+    return math.nan if value is None else float(value)
 
 
 @dataclass(frozen=True)

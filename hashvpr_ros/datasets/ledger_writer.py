@@ -11,7 +11,15 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from hashvpr_ros.datasets.bag import typestore
 from hashvpr_ros.errors import DatasetError
-from hashvpr_ros.types import Decision, Hypothesis, Keyframe, Ledger, LedgerEntry, Pose
+from hashvpr_ros.types import (
+    UNKNOWN_POSE,
+    Decision,
+    Hypothesis,
+    Keyframe,
+    Ledger,
+    LedgerEntry,
+    Pose,
+)
 
 LEDGER_TOPIC = "/vpr_node/ledger"
 _LEDGER = "hashvpr_ros/msg/DecisionLedger"
@@ -126,18 +134,18 @@ class LedgerWriter:
         )
 
     def _pose(self, pose: Pose | None, stamp_ns: int) -> Any:
-        position = (0.0, 0.0, 0.0) if pose is None else pose.position_m
-        turn = (0.0, 0.0, 0.0, 1.0) if pose is None else pose.orientation
+        pose = pose or UNKNOWN_POSE
         return self._make(
             "geometry_msgs/msg/PoseStamped",
-            header=self._header(stamp_ns, "" if pose is None else pose.frame_id),
+            header=self._header(stamp_ns, pose.frame_id),
             pose=self._make(
                 "geometry_msgs/msg/Pose",
                 position=self._make(
-                    "geometry_msgs/msg/Point", **dict(zip("xyz", position, strict=True))
+                    "geometry_msgs/msg/Point", **dict(zip("xyz", pose.position_m, strict=True))
                 ),
                 orientation=self._make(
-                    "geometry_msgs/msg/Quaternion", **dict(zip("xyzw", turn, strict=True))
+                    "geometry_msgs/msg/Quaternion",
+                    **dict(zip("xyzw", pose.orientation, strict=True)),
                 ),
             ),
         )

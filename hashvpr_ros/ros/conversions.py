@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,16 @@ from hashvpr_ros.msg import (
     StageTimes,
 )
 from hashvpr_ros.poses import unit
-from hashvpr_ros.types import Decision, Descriptor, Hypothesis, Keyframe, Ledger, LedgerEntry, Pose
+from hashvpr_ros.types import (
+    UNKNOWN_POSE,
+    Decision,
+    Descriptor,
+    Hypothesis,
+    Keyframe,
+    Ledger,
+    LedgerEntry,
+    Pose,
+)
 
 _LONGEST_NAME = 255  # of a camera, map or session that another robot names, in characters
 _MAX_STAMP_NS = (2**31 - 1) * 1_000_000_000 + 999_999_999
@@ -119,14 +129,14 @@ def is_empty(message: Image | CompressedImage) -> bool:
 
 
 def to_pose_stamped(pose: Pose | None, stamp_ns: int) -> PoseStamped:
-    """A pose with its stamp and frame; an identity without a frame for None."""
+    """A pose with its stamp and frame; NaN without a frame for None."""
+    pose = pose or UNKNOWN_POSE
     message = PoseStamped()
     message.header.stamp = ns_to_stamp(stamp_ns)
-    if pose is not None:
-        message.header.frame_id = pose.frame_id
-        p, q = message.pose.position, message.pose.orientation
-        p.x, p.y, p.z = (float(v) for v in pose.position_m)
-        q.x, q.y, q.z, q.w = (float(v) for v in pose.orientation)
+    message.header.frame_id = pose.frame_id
+    p, q = message.pose.position, message.pose.orientation
+    p.x, p.y, p.z = (float(v) for v in pose.position_m)
+    q.x, q.y, q.z, q.w = (float(v) for v in pose.orientation)
     return message
 
 
@@ -139,6 +149,8 @@ def to_place(keyframe: Keyframe, hypothesis: Hypothesis | None = None) -> PlaceH
         stamp=ns_to_stamp(keyframe.stamp_ns),
         has_pose=keyframe.pose is not None,
         pose=to_pose_stamped(keyframe.pose, keyframe.stamp_ns),
+        relative_heading=math.nan,
+        position_stddev_m=math.nan,
     )
     if hypothesis is not None:
         message.distance = int(hypothesis.distance_bits)

@@ -19,6 +19,7 @@ from hashvpr_ros.ros.conversions import (
     to_hypotheses,
     to_jpeg_message,
     to_place,
+    to_pose_stamped,
 )
 from hashvpr_ros.ros.failures import Failures
 from hashvpr_ros.ros.runtime import Runtime
@@ -178,6 +179,7 @@ class Services:
         place_map = runtime.map
         response.sessions = [s.name for s in place_map.info().sessions]
         response.status = self._status()
+        response.keyframe.pose = to_pose_stamped(None, 0)
         if request.keyframe_id:
             try:
                 (keyframe,) = place_map.keyframes([request.keyframe_id])
