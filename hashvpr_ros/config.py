@@ -280,10 +280,20 @@ class InputConfig:
     )
     stale_after_s: float = setting(
         5.0,
-        "Diagnostics warn when no image has come for this long.",
+        "Log and diagnostics warn when no image, odometry or transform has come for this long, or "
+        "none that fits; after ten times as long it is an error.",
         unit="s",
         low=0.1,
         high=3600.0,
+        change=LIVE,
+    )
+    expected_rate_hz: float = setting(
+        0.0,
+        "Images a second that each camera should give: log and diagnostics warn where it gives "
+        "less than half. 0: unknown.",
+        unit="Hz",
+        low=0.0,
+        high=1000.0,
         change=LIVE,
     )
 

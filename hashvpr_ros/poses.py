@@ -73,6 +73,13 @@ class PoseTrack:
             return second
         return interpolate(first, second, (stamp_ns - t0) / (t1 - t0))
 
+    def gap_ns(self, stamp_ns: int) -> int | None:
+        """How far the nearest pose is from a stamp, negative: before it. None: there is none."""
+        with self._changed:
+            at = bisect.bisect_left(self._stamps, stamp_ns)
+            near = [s - stamp_ns for s in self._stamps[max(0, at - 1) : at + 1]]
+        return min(near, key=abs) if near else None
+
     def _reaches(self, stamp_ns: int) -> bool:
         return bool(self._stamps) and self._stamps[-1] >= stamp_ns
 

@@ -1,4 +1,4 @@
-"""The image subscriptions of an active node, and why a topic is silent."""
+"""The image subscriptions of an active node, and what is wrong with what they get."""
 
 from __future__ import annotations
 
@@ -7,28 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
-from rclpy.qos import (
-    QoSCompatibility,
-    QoSPolicyKind,
-    QoSProfile,
-    ReliabilityPolicy,
-    qos_check_compatible,
-)
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
+from hashvpr_ros.config import InputConfig
 from hashvpr_ros.mapping.sessions import JUMP_NS, StampWatch
-from hashvpr_ros.ros.conversions import stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
-from hashvpr_ros.ros.qos import overridable
+from hashvpr_ros.ros.inputs import Input, Problem
+from hashvpr_ros.ros.stamps import apart_text, stamp_or_arrival_ns
 
-try:
-    from rclpy.event_handler import SubscriptionEventCallbacks
-except ImportError:  # Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks
-
-_REPEAT_S = 30.0
+# Images of two cameras that arrive together are stamped by two clocks when their stamps are
+# further apart than this. Encoding and the network delay one camera by less.
+_OTHER_CLOCK_S = 2.0
+_SLOW = 0.5  # of `input.expected_rate_hz`
 
 
 @dataclass(frozen=True)
@@ -69,54 +61,56 @@ class Cameras:
         self._node = node
         self._stats = stats
         self._offer = offer
-        self._kind = CompressedImage if compressed else Image
         self._watch = watch
-        self._said: dict[str, float] = {}
-        self._subscriptions: dict[str, Any] = {}  # by camera
+        self._said: set[str] = set()
+        # Stamp minus time of arrival, by camera: how far its clock is from that of this process.
+        self._ahead_ns: dict[str, int] = {}
+        self.inputs: list[_CameraInput] = []
         self._closed = False
-        # Of its own: rclpy (7.1) leaves a group blocked when an event's owner is destroyed
-        # between the event and its callback.
-        group = MutuallyExclusiveCallbackGroup()
+        kind = CompressedImage if compressed else Image
         try:
             for camera, topic in topics.items():
-                self._subscriptions[camera] = self._subscribe(camera, topic, group)
+                self.inputs.append(self._listen(camera, topic, kind))
         except BaseException:
             self.close()
             raise
 
-    def _subscribe(self, camera: str, topic: str, group: CallbackGroup) -> Any:
-        with overridable(topic) as options:
-            return self._node.create_subscription(
-                self._kind,
+    def _listen(self, camera: str, topic: str, kind: Any) -> _CameraInput:
+        return _CameraInput(
+            self,
+            camera,
+            self._stats,
+            Input(
+                self._node,
+                f"camera {camera}",
+                "image",
+                kind,
                 topic,
                 lambda message: self._on_image(camera, message),
                 _sensor_qos(),
-                callback_group=group,
-                event_callbacks=SubscriptionEventCallbacks(
-                    incompatible_qos=lambda event: self._on_incompatible(topic, event)
-                ),
-                qos_overriding_options=options,
-            )
+                remedy="start the camera, or correct input.image_topics or input.compressed",
+            ),
+        )
 
     def close(self) -> None:
         """Stop taking images."""
         self._closed = True
-        for subscription in self._subscriptions.values():
-            self._node.destroy_subscription(subscription)
-        self._subscriptions.clear()
+        for each in self.inputs:
+            each.input.close()
+        self.inputs = []
 
     def _on_image(self, camera: str, message: Any) -> None:
         if self._closed:
             return
         self._stats.arrived(camera)
-        stamp_ns = stamp_to_ns(message.header.stamp)
-        if stamp_ns <= 0:
-            stamp_ns = self._node.get_clock().now().nanoseconds
+        stamp_ns, clock = stamp_or_arrival_ns(self._node, message.header.stamp)
+        if clock:
             self._say_once(
-                f"{camera} stamp",
+                f"{camera} {clock}",
                 f"images of camera {camera} have no stamp: the time of their arrival is used to "
-                "find their pose and to store them",
+                f"find their pose and to store them, by {clock}",
             )
+        self._ahead_ns[camera] = stamp_ns - time.monotonic_ns()
         run, back_ns = self._watch.see(camera, stamp_ns)
         if back_ns > JUMP_NS:
             self._node.get_logger().warning(
@@ -130,59 +124,59 @@ class Cameras:
 
     def _say_once(self, key: str, text: str) -> None:
         if key not in self._said:
-            self._said[key] = time.monotonic()
+            self._said.add(key)
             self._node.get_logger().warning(text)
 
-    def _on_incompatible(self, topic: str, event: Any) -> None:
-        try:
-            policy = QoSPolicyKind(event.last_policy_kind).name.lower()
-        except ValueError:
-            policy = str(event.last_policy_kind)
-        self._node.get_logger().warning(
-            f"a publisher on {self._node.resolve_topic_name(topic)} has an incompatible QoS "
-            f"({policy}), so its images do not arrive: change it there, or here by the "
-            "qos_overrides parameters"
+    def other_clock(self, camera: str) -> Problem | None:
+        """Whether a camera stamps by another clock than the first one."""
+        first = next(iter(self._ahead_ns), camera)
+        if camera not in self._ahead_ns or camera == first:
+            return None
+        apart_s = (self._ahead_ns[camera] - self._ahead_ns[first]) / 1e9
+        if abs(apart_s) <= _OTHER_CLOCK_S:
+            return None
+        return Problem(
+            "clock",
+            f"stamps of camera {camera} are {apart_text(apart_s)} from those of camera {first}, "
+            "so their images are never of one instant: let both drivers stamp by one clock",
         )
 
-    def report_silence(self, stale_after_s: float) -> dict[str, str]:
-        """Log which topics are silent and why, now and then; and when they come back.
 
-        Returns:
-            why, by silent camera.
-        """
-        now = time.monotonic()
-        reasons = {}
-        for camera, subscription in list(self._subscriptions.items()):
-            stats = self._stats.cameras[camera]
-            key = f"{camera} silent"
-            silent_s = now - stats.last_arrival_s
-            if silent_s <= stale_after_s:
-                if self._said.pop(key, None) is not None:
-                    self._node.get_logger().info(f"images come on {stats.topic} again")
-                continue
-            reasons[camera] = why = self._why(stats.topic, subscription)
-            if now - self._said.get(key, float("-inf")) > _REPEAT_S:
-                self._said[key] = now
-                self._node.get_logger().warning(
-                    f"no image on {stats.topic} for {silent_s:.0f} s: {why}"
-                )
-        return reasons
+class _CameraInput:
+    """One camera: silent, slow, or of another clock than the others."""
 
-    def _why(self, topic: str, subscription: Any) -> str:
-        publishers = self._node.get_publishers_info_by_topic(topic)
-        if not publishers:
-            return "nobody publishes there"
-        wanted = f"sensor_msgs/msg/{self._kind.__name__}"
-        of_kind = [p for p in publishers if p.topic_type == wanted]
-        if not of_kind:
-            kinds = ", ".join(sorted({p.topic_type for p in publishers}))
-            return f"its type is {kinds}, not {wanted} (input.compressed?)"
-        reasons = []
-        for publisher in of_kind:
-            compatible, reason = qos_check_compatible(
-                publisher.qos_profile, subscription.qos_profile
-            )
-            if compatible != QoSCompatibility.ERROR:
-                return f"publishers there: {len(of_kind)}, but they send nothing"
-            reasons.append(reason.removeprefix("ERROR: ").rstrip("; "))
-        return f"incompatible QoS: {reasons[0]}"
+    def __init__(self, cameras: Cameras, camera: str, stats: Stats, input_: Input) -> None:
+        self._cameras = cameras
+        self._camera = camera
+        self._stats = stats
+        self.input = input_
+        self.label = input_.label
+        self.recovered = f"images come on {input_.topic} again"
+
+    def problem(self, config: InputConfig) -> Problem | None:
+        """See `Watched`."""
+        return (
+            self.input.problem(config)
+            or self._slow(config.expected_rate_hz)
+            or self._cameras.other_clock(self._camera)
+        )
+
+    def _slow(self, expected_hz: float) -> Problem | None:
+        if not expected_hz:
+            return None
+        rate_hz = self._stats.cameras[self._camera].lasting_rate_hz(time.monotonic(), expected_hz)
+        if rate_hz is None or rate_hz >= _SLOW * expected_hz:
+            return None
+        return Problem(
+            "slow",
+            f"images on {self.input.topic} come at {rate_hz:.1f} Hz, and {expected_hz:g} Hz are "
+            "expected (input.expected_rate_hz): see to the camera, its exposure and the network",
+        )
+
+    def state(self) -> str:
+        """See `Watched`; diagnostics have this from `Stats`."""
+        return self.input.state()
+
+    def values(self) -> dict[str, Any]:
+        """See `Watched`; diagnostics have these from `Stats`."""
+        return self.input.values()

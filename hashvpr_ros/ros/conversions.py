@@ -193,7 +193,7 @@ def to_loop_closure(decision: Decision, header: Header, query_map_id: str = "") 
     return LoopClosure(
         header=header,
         map_id=decision.map_id,
-        query_stamp=header.stamp,
+        query_stamp=ns_to_stamp(decision.stamp_ns),
         match_stamp=ns_to_stamp(match.stamp_ns),
         query_keyframe_id=int(decision.keyframe_id),
         query_map_id=query_map_id or decision.map_id,

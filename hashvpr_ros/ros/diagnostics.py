@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from hashvpr_ros.msg import StageTimes
+from hashvpr_ros.ros.inputs import Problem, Watched
 from hashvpr_ros.types import ALL_STAGES, Verdict
 
 _VERDICTS = (*(v.value for v in Verdict), "passed_over")
@@ -32,7 +35,7 @@ class CameraStats:
     bad: int = 0
     failed: int = 0  # the engine or the map failed with it
     without_pose: int = 0
-    last_arrival_s: float = 0.0  # monotonic; of activation before the first image
+    first_s: float = 0.0  # when the first image came, monotonic
     last_bad_s: float = float("-inf")
     last_bad_reason: str = ""
     arrivals_s: deque[float] = field(default_factory=lambda: deque(maxlen=50))
@@ -43,6 +46,19 @@ class CameraStats:
         if len(recent) < 2:
             return 0.0
         return (len(recent) - 1) / max(recent[-1] - recent[0], 1e-9)
+
+    def lasting_rate_hz(self, now_s: float, expected_hz: float) -> float | None:
+        """Images a second until now, over as long as it takes to tell that from `expected_hz`.
+
+        None: images have not come for long enough.
+        """
+        arrivals = list(self.arrivals_s)
+        window_s = max(5.0, 10.0 / expected_hz)
+        if not self.received or now_s - self.first_s < window_s:
+            return None
+        if len(arrivals) == self.arrivals_s.maxlen:  # there may have been more in the window
+            window_s = min(window_s, now_s - arrivals[0])
+        return sum(t > now_s - window_s for t in arrivals) / window_s
 
 
 class Stats:
@@ -63,9 +79,8 @@ class Stats:
 
     def start(self, cameras: dict[str, str]) -> None:
         """Begin to count anew, for these cameras (topic by name)."""
-        now = time.monotonic()
         with self.lock:
-            self.cameras = {n: CameraStats(t, last_arrival_s=now) for n, t in cameras.items()}
+            self.cameras = {n: CameraStats(t) for n, t in cameras.items()}
             self._times.clear()
 
     def arrived(self, camera: str) -> None:
@@ -74,7 +89,8 @@ class Stats:
         with self.lock:
             stats = self.cameras[camera]
             stats.received += 1
-            stats.last_arrival_s = now
+            if stats.received == 1:
+                stats.first_s = now
             stats.arrivals_s.append(now)
 
     def dropped(self, camera: str) -> None:
@@ -119,6 +135,21 @@ class Stats:
             self.last_failure = reason
             self.last_failure_s = time.monotonic()
 
+    def lost(self) -> Counter[str]:
+        """Images since counting began that gave no result, or have no pose."""
+        with self.lock:
+            return Counter(
+                {
+                    what: sum(getattr(c, field) for c in self.cameras.values())
+                    for what, field in (
+                        ("dropped", "dropped"),
+                        ("bad", "bad"),
+                        ("failed", "failed"),
+                        ("without pose", "without_pose"),
+                    )
+                }
+            )
+
     def latencies_ms(self) -> dict[str, tuple[float, float]]:
         """Median and 95th percentile by stage, of the last 300 images; empty without any."""
         with self.lock:
@@ -139,45 +170,45 @@ def resident_bytes() -> int:
 
 
 def camera_status(
-    name: str, camera: str, stats: CameraStats, active: bool, stale_after_s: float, why: str
-) -> DiagnosticStatus:
-    """How the input of one camera is; `why` it is silent, where it is."""
+    stats: CameraStats, active: bool, problem: Problem | None
+) -> tuple[bytes, str, dict[str, Any]]:
+    """Level, text and values of one camera's input; `problem`: what is wrong with it."""
     now = time.monotonic()
-    silent_s = now - stats.last_arrival_s
     level, text = OK, "images come in"
     if not active:
         text = "not active"
-    elif silent_s > stale_after_s:
-        level, text = WARN, f"no image on {stats.topic} for {silent_s:.0f} s"
-        if why:
-            text = f"{text}: {why}"
+    elif problem is not None:
+        level, text = _level(problem), problem.text
     elif now - stats.last_bad_s < _FAULT_SHOWN_S:
         level, text = WARN, f"bad image: {stats.last_bad_reason}"
     elif not stats.received:
         text = "waiting for the first image"
-    return _status(
-        f"{name}: camera {camera}",
-        level,
-        text,
-        {
-            "topic": stats.topic,
-            "input_rate_hz": f"{stats.rate_hz(now):.2f}",
-            "received": stats.received,
-            "processed": stats.processed,
-            "dropped": stats.dropped,
-            "bad": stats.bad,
-            "failed": stats.failed,
-            "without_pose": stats.without_pose,
-        },
-    )
+    values = {
+        "topic": stats.topic,
+        "input_rate_hz": f"{stats.rate_hz(now):.2f}",
+        "received": stats.received,
+        "processed": stats.processed,
+        "dropped": stats.dropped,
+        "bad": stats.bad,
+        "failed": stats.failed,
+        "without_pose": stats.without_pose,
+    }
+    return level, text, values
 
 
 def node_status(
-    name: str, state: str, stats: Stats, runtime: Any, doing: str = ""
-) -> DiagnosticStatus:
-    """How the node is: engine, map, latency, memory; `doing`: what keeps it in a transition."""
+    state: str, stats: Stats, runtime: Any, doing: str, refused: str
+) -> tuple[bytes, str, dict[str, Any]]:
+    """Level, text and values of the node: engine, map, latency, memory.
+
+    Args:
+        doing: what keeps it in a transition.
+        refused: why it could not be configured or activated.
+    """
     level, text = OK, doing or state
-    if time.monotonic() - stats.last_failure_s < _FAULT_SHOWN_S:
+    if refused and not doing:
+        level, text = ERROR, refused
+    elif time.monotonic() - stats.last_failure_s < _FAULT_SHOWN_S:
         level, text = ERROR, stats.last_failure
     elif runtime is not None and runtime.write_problem:
         level, text = ERROR, runtime.write_problem
@@ -209,7 +240,7 @@ def node_status(
     for stage, (median, p95) in stats.latencies_ms().items():
         values[f"{stage}_ms_median"] = f"{median:.2f}"
         values[f"{stage}_ms_p95"] = f"{p95:.2f}"
-    return _status(name, level, text, values)
+    return level, text, values
 
 
 def diagnostics(
@@ -217,27 +248,62 @@ def diagnostics(
     state: str,
     stats: Stats,
     runtime: Any,
-    stale_after_s: float,
-    silent: dict[str, str],
+    inputs: Sequence[tuple[Watched, Problem | None]],
     doing: str = "",
+    refused: str = "",
 ) -> DiagnosticArray:
-    """All statuses, without a stamp; `silent` says why, by camera."""
+    """All statuses, without a stamp: of the node, of each camera, and of its other inputs.
+
+    Args:
+        name: of the node with its namespace: robots may share /diagnostics.
+        inputs: of an active node, each with what is wrong with it.
+        doing, refused: see `node_status`.
+    """
     with stats.lock:
         cameras = dict(stats.cameras)
-    array = DiagnosticArray(status=[node_status(name, state, stats, runtime, doing)])
+    found = {each.label: (each, problem) for each, problem in inputs}
+    statuses = {"": node_status(state, stats, runtime, doing, refused)}
     for camera, counts in cameras.items():
-        why = silent.get(camera, "")
-        array.status.append(
-            camera_status(name, camera, counts, state == "active", stale_after_s, why)
-        )
-    return array
-
-
-def _status(name: str, level: bytes, text: str, values: dict[str, Any]) -> DiagnosticStatus:
-    return DiagnosticStatus(
-        level=level,
-        name=name,
-        message=text,
-        hardware_id="hashvpr",
-        values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],
+        label = f"camera {camera}"
+        _, problem = found.pop(label, (None, None))
+        statuses[label] = camera_status(counts, state == "active", problem)
+    for label, (each, problem) in found.items():
+        if problem is None:
+            statuses[label] = OK, each.state(), each.values()
+        else:
+            statuses[label] = _level(problem), problem.text, each.values()
+    names = distinct_labels(list(statuses))
+    hardware_id = f"{socket.gethostname()}/{name.rpartition('/')[0]}".rstrip("/")
+    return DiagnosticArray(
+        status=[
+            DiagnosticStatus(
+                level=level,
+                name=f"{name}: {names[label]}" if label else name,
+                message=text,
+                hardware_id=hardware_id,
+                values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],
+            )
+            for label, (level, text, values) in statuses.items()
+        ]
     )
+
+
+def distinct_labels(labels: list[str]) -> dict[str, str]:
+    """Labels without the slash, at which aggregators and monitors split a name into a tree.
+
+    A camera has its topic for a name where `input.camera_names` gives none.
+    """
+    names: dict[str, str] = {}
+    for label in labels:
+        first, _, rest = label.partition(" ")
+        name = plain = f"{first} {rest.strip('/').replace('/', '_')}".strip()
+        count = 1
+        while name in names.values():
+            count += 1
+            name = f"{plain} {count}"
+        names[label] = name
+    return names
+
+
+def _level(problem: Problem) -> bytes:
+    return ERROR if problem.is_error else WARN

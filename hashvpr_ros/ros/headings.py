@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import time
 from collections.abc import Callable
+from typing import Any
 
 from rclpy.node import Node
 from rclpy.time import Time
 
+from hashvpr_ros.config import InputConfig
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.ros.inputs import Problem
 from hashvpr_ros.types import Pose
 
 
 class TfHeadings:
-    """Looks for the heading of each camera until tf has it.
+    """Looks for the heading of each camera until tf has it; see `Watched`.
 
     Args:
         frame: of the robot, x ahead.
         found: told the headings of all cameras known so far, radians to the left.
     """
+
+    label = "headings"
+    recovered = "tf has the headings of all cameras"
 
     def __init__(self, node: Node, frame: str, found: Callable[[dict[str, float]], None]) -> None:
         import tf2_ros
@@ -28,6 +35,7 @@ class TfHeadings:
         self._frame = frame
         self._found = found
         self._headings_rad: dict[str, float] = {}
+        self._missing: dict[str, tuple[float, str]] = {}  # since when and why, by camera
         self._error = tf2_ros.TransformException
         self._buffer = tf2_ros.Buffer(node=node)
         self._listener = tf2_ros.TransformListener(self._buffer, node)
@@ -39,14 +47,34 @@ class TfHeadings:
         try:
             transform = self._buffer.lookup_transform(self._frame, frame_id, Time()).transform
         except self._error as e:
-            self._node.get_logger().warning(
-                f"no heading of camera {camera} from tf: {e}", throttle_duration_sec=10.0
-            )
+            since_s, _ = self._missing.get(camera, (time.monotonic(), ""))
+            self._missing[camera] = since_s, str(e).rstrip(". ")
             return
+        self._missing.pop(camera, None)
         q = transform.rotation
         turn = Pose((0.0, 0.0, 0.0), (q.x, q.y, q.z, q.w))
         self._headings_rad[camera] = heading_rad(turn, frame_id)
         self._found(self._headings_rad)
+
+    def problem(self, config: InputConfig) -> Problem | None:
+        """See `Watched`."""
+        now_s = time.monotonic()
+        for camera, (since_s, why) in list(self._missing.items()):
+            if now_s - since_s > config.stale_after_s:
+                return Problem(
+                    "frames",
+                    f"no heading of camera {camera} from tf: {why}; correct input.heading_frame, "
+                    "start what publishes the frames, or give input.camera_headings",
+                )
+        return None
+
+    def state(self) -> str:
+        """See `Watched`."""
+        return f"{len(self._headings_rad)} headings are known"
+
+    def values(self) -> dict[str, Any]:
+        """See `Watched`."""
+        return {f"{c}_rad": f"{heading:.3f}" for c, heading in self._headings_rad.items()}
 
     def close(self) -> None:
         """Stop listening."""

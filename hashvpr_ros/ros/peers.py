@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
@@ -16,7 +15,7 @@ from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.msg import PlaceDescriptor
 from hashvpr_ros.ros.conversions import from_descriptor, from_pose, stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
-from hashvpr_ros.ros.qos import overridable
+from hashvpr_ros.ros.inputs import Input
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.types import Decision
 
@@ -65,30 +64,31 @@ class Peers:
         self._publish = publish
         self._fail = fail
         self._waiting = threading.Semaphore(_WAITING_AT_MOST)
-        group = MutuallyExclusiveCallbackGroup()
-        self._subscriptions: list[Any] = []
+        self.inputs: list[Input] = []
         try:
             for topic in topics:
-                with overridable(topic) as options:
-                    self._subscriptions.append(
-                        node.create_subscription(
-                            PlaceDescriptor,
-                            topic,
-                            functools.partial(self._on_descriptor, topic),
-                            QoSProfile(depth=_WAITING_AT_MOST),
-                            callback_group=group,
-                            qos_overriding_options=options,
-                        )
+                self.inputs.append(
+                    Input(
+                        node,
+                        f"descriptors {topic}",
+                        "descriptor",
+                        PlaceDescriptor,
+                        topic,
+                        functools.partial(self._on_descriptor, topic),
+                        QoSProfile(depth=_WAITING_AT_MOST),
+                        remedy="correct input.descriptor_topics",
+                        optional=True,  # the other robot may be away
                     )
+                )
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Stop listening."""
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions = []
+        for each in self.inputs:
+            each.close()
+        self.inputs = []
 
     def _on_descriptor(self, topic: str, message: PlaceDescriptor) -> None:
         try:

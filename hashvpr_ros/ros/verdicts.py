@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
@@ -12,7 +11,7 @@ from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.msg import ClosureVerdict
 from hashvpr_ros.ros.conversions import stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
-from hashvpr_ros.ros.qos import overridable
+from hashvpr_ros.ros.inputs import Input
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.types import Verdict
 
@@ -37,19 +36,21 @@ class Verdicts:
         self._node = node
         self._runtime = runtime
         self._stats = stats
-        with overridable("~/verdicts") as options:
-            self._subscription = node.create_subscription(
-                ClosureVerdict,
-                "~/verdicts",
-                self._on_verdict,
-                QoSProfile(depth=100),
-                callback_group=MutuallyExclusiveCallbackGroup(),
-                qos_overriding_options=options,
-            )
+        self.input = Input(
+            node,
+            "verdicts",
+            "verdict",
+            ClosureVerdict,
+            "~/verdicts",
+            self._on_verdict,
+            QoSProfile(depth=100),
+            remedy="correct what the back end publishes",
+            optional=True,  # there may be no back end
+        )
 
     def close(self) -> None:
         """Stop listening."""
-        self._node.destroy_subscription(self._subscription)
+        self.input.close()
 
     def _on_verdict(self, message: ClosureVerdict) -> None:
         """Hand over what a back end says of a closure."""

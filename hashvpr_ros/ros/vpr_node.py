@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -22,13 +23,17 @@ from hashvpr_ros.imaging import HintOnce
 from hashvpr_ros.mapping.sessions import StampWatch
 from hashvpr_ros.msg import MapStatus, PlaceDescriptor
 from hashvpr_ros.ros import conversions
+from hashvpr_ros.ros.bond import ManagerBond, form_bond
 from hashvpr_ros.ros.cameras import Arrival, Cameras
 from hashvpr_ros.ros.diagnostics import Stats, diagnostics
 from hashvpr_ros.ros.failures import Failures
 from hashvpr_ros.ros.headings import TfHeadings, check_heading_frame
+from hashvpr_ros.ros.inputs import ClockWatch, Reporter, Watched
+from hashvpr_ros.ros.parameter_files import without_effect
 from hashvpr_ros.ros.parameters import Parameters
 from hashvpr_ros.ros.peers import Peers, check_peer_topics
 from hashvpr_ros.ros.poses import PoseSource, check_pose_source, create_pose_source
+from hashvpr_ros.ros.progress import Progress
 from hashvpr_ros.ros.publishers import Publishers, map_status
 from hashvpr_ros.ros.rclpy_internals import (
     answer_whatever_happens,
@@ -60,6 +65,7 @@ class VprNode(LifecycleNode):
         self._cameras: Cameras | None = None
         self._taking = False  # images count; set before the first may come
         self._doing = ""  # what a long configure does now, for diagnostics
+        self._refused = ""  # why it could not be configured or activated, for diagnostics
         self._ending = threading.Event()
         self._poses: PoseSource | None = None
         self._headings: TfHeadings | None = None
@@ -75,7 +81,10 @@ class VprNode(LifecycleNode):
         self._settings = Parameters(
             self, lambda: self.state_label() == "unconfigured", self._on_live
         )
-        for sentence in self._settings.unknown():
+        for sentence in (
+            *self._settings.unknown(),
+            *without_effect(sys.argv, self.get_fully_qualified_name()),
+        ):
             self.get_logger().warning(sentence)
         self.transition_group = MutuallyExclusiveCallbackGroup()  # one transition at a time
         self.transition_lock = threading.Lock()  # held by what makes one, also after the executor
@@ -91,7 +100,10 @@ class VprNode(LifecycleNode):
         )
         answer_whatever_happens(self, self.failures)
         self._watch = StampWatch()
-        self._pose_group = MutuallyExclusiveCallbackGroup()
+        self._clock_watch = ClockWatch(self)
+        self._reporter = Reporter(self.get_logger())
+        self._progress = Progress(self.get_logger())
+        self._bond: ManagerBond | None = None
         self._timer_group = MutuallyExclusiveCallbackGroup()
         # Not the node's clock: simulated time may stand still, and this must go on then.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -145,9 +157,11 @@ class VprNode(LifecycleNode):
         """Load engine and map; FAILURE leaves the node unconfigured."""
         try:
             self._configure(self._settings.config())
-        except BaseException:
+        except BaseException as e:
+            self._refused = f"cannot configure: {e}"
             self._release()
             raise
+        self._refused = ""
         return super().on_configure(state)
 
     def _configure(self, config: Config) -> None:
@@ -230,7 +244,7 @@ class VprNode(LifecycleNode):
         result = super().on_activate(state)  # publishers first: no image's result is lost
         self._taking = True
         try:
-            self._poses = create_pose_source(self, config.pose, self._pose_group)
+            self._poses = create_pose_source(self, config.pose)
             self._cameras = Cameras(
                 self,
                 self._topics,
@@ -252,9 +266,13 @@ class VprNode(LifecycleNode):
                 self._headings = TfHeadings(
                     self, config.input.heading_frame, self._runtime.set_headings
                 )
-        except BaseException:
+        except BaseException as e:
+            self._refused = f"cannot activate: {e}"
             self._unsubscribe()
             raise
+        self._refused = ""
+        self._progress.start()
+        self._bond = form_bond(self)
         topics = ", ".join(self.resolve_topic_name(t) for t in self._topics.values())
         self.get_logger().info(f"active: waiting for images on {topics}")
         return result
@@ -291,6 +309,9 @@ class VprNode(LifecycleNode):
 
     def _unsubscribe(self) -> None:
         self._taking = False
+        bond, self._bond = self._bond, None
+        if bond is not None:
+            bond.close()
         cameras, self._cameras = self._cameras, None
         if cameras is not None:
             cameras.close()
@@ -389,6 +410,7 @@ class VprNode(LifecycleNode):
             decision, message.header, decoded.decode_ms, total_ms
         )
         self._stats.processed(camera, hypotheses.times, decision.accepted)
+        self._progress.decided(decision, total_ms)
         if decision.store_error:
             runtime.not_written(MapError(decision.store_error))
         outputs = self._outputs
@@ -426,6 +448,7 @@ class VprNode(LifecycleNode):
         if runtime is None or outputs is None:
             return
         try:
+            self._progress.summarise(self._stats, len(runtime.map))
             status = self._map_status()
             if left_out := runtime.map.left_out:
                 self.get_logger().warning(
@@ -439,20 +462,34 @@ class VprNode(LifecycleNode):
             if (self._runtime, self._outputs) == (runtime, outputs):
                 raise
 
+    def _inputs(self) -> list[Watched]:
+        """What the node listens to now."""
+        cameras, poses, headings = self._cameras, self._poses, self._headings
+        peers, verdicts = self._peers, self._verdicts
+        inputs: list[Watched] = []
+        if cameras is not None:
+            inputs += cameras.inputs
+        inputs += [each for each in (poses, headings) if each is not None]
+        if peers is not None:
+            inputs += peers.inputs
+        if verdicts is not None:
+            inputs.append(verdicts.input)
+        if self._clock_watch.is_used:
+            inputs.append(self._clock_watch)
+        return inputs
+
     def _on_diagnostics(self) -> None:
-        stale_after_s = self._settings.config().input.stale_after_s
         cameras, runtime = self._cameras, self._runtime
         try:
-            silent = {} if cameras is None else cameras.report_silence(stale_after_s)
+            inputs = self._reporter.report(self._inputs(), self._settings.config().input)
             message = diagnostics(
-                # With the namespace: robots may share /diagnostics.
                 self.get_fully_qualified_name().lstrip("/"),
                 self.state_label(),
                 self._stats,
                 runtime,
-                stale_after_s,
-                silent,
+                inputs,
                 self._doing,
+                self._refused,
             )
             message.header.stamp = self.get_clock().now().to_msg()
             self._pub_diagnostics.publish(message)

@@ -1,0 +1,68 @@
+"""Parameter files that ROS reads and that set nothing, because they are of other nodes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hashvpr_ros.errors import HashVprError
+from hashvpr_ros.file_io import read_text
+
+_MOST_BYTES = 4 * 2**20
+_SHOWN = 5  # keys of other nodes
+
+
+def without_effect(arguments: Sequence[str], node: str) -> list[str]:
+    """A sentence for each file given by `--params-file` that holds nothing for a node.
+
+    ROS ignores them silently.
+
+    Args:
+        arguments: of the process.
+        node: its name with its namespace.
+    """
+    sentences = []
+    for flag, file in itertools.pairwise(arguments):
+        if flag != "--params-file":
+            continue
+        keys = list(_nodes_of(file))
+        if keys and not any(_matches(key, node) for key in keys):
+            shown = ", ".join(repr(k) for k in keys[:_SHOWN]) + (", …" * (len(keys) > _SHOWN))
+            sentences.append(
+                f"{file}: sets no parameter of {node}, as it is for {shown}; write '/**' or "
+                f"'{node}' there"
+            )
+    return sentences
+
+
+def _nodes_of(file: str) -> Iterator[str]:
+    """The nodes that a file has parameters of, as it names them; none for what is no such file."""
+    try:
+        content = yaml.safe_load(read_text(Path(file), _MOST_BYTES))
+    except (HashVprError, OSError, ValueError, yaml.YAMLError, RecursionError):
+        return  # ROS has read it, or has said what is wrong
+    yield from _named(content, "")
+
+
+def _named(content: Any, path: str) -> Iterator[str]:
+    if not isinstance(content, dict):
+        return
+    for key, inner in content.items():
+        if key == "ros__parameters":
+            yield path
+        else:
+            yield from _named(inner, f"{path}/{str(key).strip('/')}")
+
+
+def _matches(key: str, node: str) -> bool:
+    """Whether a key is that of a node: `*` is one name of its path, `**` any number of them."""
+    pattern = "".join(
+        r"(/\w+)*" if part == "**" else r"/\w+" if part == "*" else "/" + re.escape(part)
+        for part in key.strip("/").split("/")
+    )
+    return re.fullmatch(pattern, node) is not None
