@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.setting import shown
+from hashvpr_ros.yaml_file import parse_yaml, read_yaml
 
 
 def set_option(example: str) -> Callable[[Any], Any]:
@@ -31,11 +32,8 @@ def change_of(text: str) -> tuple[str, Any]:
     """
     name, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"--set takes NAME=VALUE, not {text!r}")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"--set {text}: the value is no YAML; correct it") from e
+        raise ConfigError(f"--set takes NAME=VALUE, not {shown(text)}")
+    return name.strip(), parse_yaml(value, f"--set {name.strip()[:60]}", "correct the value")
 
 
 def read_parameter_file(path: Path, node: str = "vpr_node") -> dict[str, Any]:
@@ -48,18 +46,12 @@ def read_parameter_file(path: Path, node: str = "vpr_node") -> dict[str, Any]:
     Raises:
         ConfigError: no such file, no YAML, or no parameters of the node in it.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot be read: {e.strerror}; correct the path") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        reason = str(e).splitlines()[0]
-        raise ConfigError(f"{path}: is no YAML ({reason}); give a ROS 2 parameter file") from e
+    content = read_yaml(path, "give a ROS 2 parameter file")
     found: dict[str, Any] = {}
     sections = content.items() if isinstance(content, dict) else ()
     matched = False
     for name, section in sections:
-        if str(name).rstrip("/").split("/")[-1] not in (node, "*", "**"):
+        if name.rstrip("/").split("/")[-1] not in (node, "*", "**"):
             continue
         parameters = section.get("ros__parameters") if isinstance(section, dict) else None
         if isinstance(parameters, dict):

@@ -12,6 +12,7 @@ import yaml
 
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.setting import setting, settings, with_values
+from hashvpr_ros.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -240,17 +241,8 @@ def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
     Raises:
         ConfigError: the file is missing or no YAML, or a setting is unknown or not allowed.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot be read ({e}); correct the path") from e
-    try:
-        content = yaml.safe_load(text)
-        flat = flatten(content) if isinstance(content, Mapping) else None
-    # ValueError: a date or number that is none; RecursionError: too deep, or it holds itself.
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise ConfigError(f"{path}: is no YAML ({reason}); correct it") from e
+    content = read_yaml(path)
+    flat = flatten(content) if isinstance(content, Mapping) else None
     if flat is None:
         raise ConfigError(f"{path}: holds no settings; begin with `hashvpr train --example`")
     defaults = TrainConfig()
