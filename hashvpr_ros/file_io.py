@@ -17,6 +17,7 @@ from typing import BinaryIO
 from hashvpr_ros.errors import ConfigError, HashVprError
 
 MB = 1_000_000
+MOST_CHECKPOINT_BYTES = 8_000 * MB
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a FIFO"),

@@ -65,8 +65,7 @@ def parse_yaml(text: str, source: str, remedy: str = "correct it") -> Any:
         reason = reason_of(e.problem or e.context or "it is malformed") + _line(e.problem_mark)
     except _RefusedError as e:
         reason = str(e)
-    # ReaderError: a control character; ValueError: a number that is none, or of too many digits.
-    except (yaml.YAMLError, ValueError, RecursionError, ArithmeticError) as e:
+    except Exception as e:  # a control character is a ReaderError; and whatever else PyYAML raises
         reason = reason_of(e)
     raise ConfigError(f"{source}: is no YAML that can be taken ({reason}); {remedy}")
 
@@ -126,5 +125,6 @@ def _value(loader: Any, node: yaml.Node) -> Any:
         )
     try:
         return loader.construct_object(node)
-    except ValueError as e:
-        raise _RefusedError(f"{shown(node.value)}{_line(node.start_mark)} is no number") from e
+    except Exception as e:  # PyYAML raises what its conversions do: Value-, Index- and KeyErrors
+        kind = node.tag.removeprefix(_TAG)
+        raise _RefusedError(f"{shown(node.value)}{_line(node.start_mark)} is no {kind}") from e

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from hashvpr_ros.cli.common import json_option, progress_bar, write_json
 from hashvpr_ros.cli.train import MISSING
-from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.errors import CheckpointError, ConfigError
+from hashvpr_ros.file_io import MOST_CHECKPOINT_BYTES, check_regular
 
 _MOST_IMAGES = 128  # of a calibration folder, spread over it
 
@@ -86,6 +88,13 @@ def command(
     """
     if batch not in ("dynamic", *map(str, range(1, 257))):
         raise ConfigError(f"--batch must be a number or dynamic, 1 to 256, not {batch!r}")
+    # What is wrong with a path is known before torch is loaded, which takes seconds.
+    if not os.path.lexists(os.path.expanduser(checkpoint)):
+        raise CheckpointError(f"{checkpoint}: no such file; correct the path of the checkpoint")
+    check_regular(os.path.expanduser(checkpoint), MOST_CHECKPOINT_BYTES, error=CheckpointError)
+    if calibration is not None and not os.path.isdir(os.path.expanduser(calibration)):
+        raise ConfigError(f"{calibration}: there is no such folder; correct --calibration")
+    out = Path(os.path.expanduser(out))
     try:
         from hashvpr_ros.export.onnx import Metadata, export_onnx
         from hashvpr_ros.model.checkpoints import open_checkpoint
@@ -94,7 +103,9 @@ def command(
     opened = open_checkpoint(checkpoint)
     size = size or opened.size
     opened.network.check_size(*size)
-    images = calibration_images(calibration, size) if calibration else []
+    images = []
+    if calibration is not None:
+        images = calibration_images(Path(os.path.expanduser(calibration)), size)
     report = export_onnx(
         opened.network,
         out,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import click
 from hashvpr_ros.cli.common import machine, write_json
 from hashvpr_ros.cli.settings import change_of, set_option
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.file_io import MB, read_text
 
 HISTORY = "history.json"
 MISSING = "is not installed; pip install 'hashvpr_ros[train]' brings what training needs"
@@ -45,12 +47,15 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
     The output folder gets best.pth, last.pth, history.json and TensorBoard's logs
     (`tensorboard --logdir FOLDER`). The hash branch is trained second, on the float's best.pth.
     """
+    from hashvpr_ros.training.config import check_inputs, read_config
+
+    # What is wrong with a path is known before torch is loaded, which takes seconds.
+    settings = read_config(Path(os.path.expanduser(config)), dict(change_of(c) for c in changes))
+    check_inputs(settings)
     try:
-        from hashvpr_ros.training.config import read_config
         from hashvpr_ros.training.trainer import BEST, Trainer
     except ImportError as e:
         raise ConfigError(f"{e.name} {MISSING}") from e
-    settings = read_config(config, dict(change_of(c) for c in changes))
     trainer = Trainer(settings, branch, resume=resume, bar=_bars())
     click.echo(
         f"{trainer.network.name}, {branch} branch: {len(trainer.images.places)} places, "
@@ -97,8 +102,8 @@ def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -
 def _history(path: Path, before: int) -> list[dict[str, Any]]:
     """What an interrupted run wrote of its epochs; nothing where that is damaged."""
     try:
-        return [e for e in json.loads(path.read_text()) if e["epoch"] < before]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return [e for e in json.loads(read_text(path, 64 * MB)) if e["epoch"] < before]
+    except (ConfigError, ValueError, TypeError, KeyError, RecursionError):
         return []
 
 

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from hashvpr_ros.errors import CheckpointError, reason_of
-from hashvpr_ros.file_io import MB, mistaken_for, open_regular
+from hashvpr_ros.file_io import MB, MOST_CHECKPOINT_BYTES, mistaken_for, open_regular
 
-_MOST_BYTES = 8_000 * MB
 _MOST_PICKLE_BYTES = 4 * MB  # what is not weights: names, shapes, settings
 _MOST_STEPS = 1_000_000  # of the pickles of a file in torch's old format
 _PLAIN_NUMBERS = re.compile(r"[<>=|]?([biufc]\d{1,2}|\?)")
@@ -42,7 +41,7 @@ def load(path: str | Path, remedy: str = "download or export it again") -> Any:
     if os.path.isdir(path) or not os.path.lexists(path):
         what = "is not a file" if os.path.lexists(path) else "no such file"
         raise CheckpointError(f"{path}: {what}; correct the path of the checkpoint")
-    with open_regular(path, _MOST_BYTES, error=CheckpointError) as file:
+    with open_regular(path, MOST_CHECKPOINT_BYTES, error=CheckpointError) as file:
         kind = mistaken_for(file.read(512))
         if kind:
             raise CheckpointError(f"{path}: cannot be read as a checkpoint: {kind}")

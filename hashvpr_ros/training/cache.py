@@ -60,7 +60,7 @@ class StageCache:
         self.views = views
         self.count = len(reader.paths)
         mark = self._mark(network, reader, views, seed)
-        self.folder = folder.expanduser() / mark[:32]
+        self.folder = Path(os.path.expanduser(folder)) / mark[:32]
         try:
             complete = self.folder / "complete.json"
             if not complete.is_file():

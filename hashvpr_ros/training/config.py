@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.file_io import MOST_CHECKPOINT_BYTES, check_regular
 from hashvpr_ros.setting import setting, settings, with_values
 from hashvpr_ros.yaml_file import read_yaml
 
@@ -64,6 +66,14 @@ class ValidationSettings:
         False,
         "Fit the probability of a match on this set. Its places must lie apart from one another.",
     )
+
+
+_Set = TypeVar("_Set", SourceSettings, ValidationSettings)
+
+
+def _expanded(one: _Set) -> _Set:
+    """With its folder where `~` stands for the home."""
+    return replace(one, folder=os.path.expanduser(one.folder))
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class DataSettings:
                     f"entry {number} of data.sources has no folder; set it to the folder of images"
                 )
         one = SourceSettings(self.layout, self.folder, self.first_place, self.last_place)
-        return self.sources or [one]
+        return [_expanded(source) for source in self.sources or [one]]
 
     def validations(self) -> list[ValidationSettings]:
         """The validation sets; raises ConfigError where both ways to name them are used."""
@@ -145,12 +155,11 @@ class DataSettings:
                     "layout of VPR-Bench"
                 )
         if not self.validation_folder:
-            return self.validation
-        return [
-            ValidationSettings(
-                self.validation_folder, self.validation_first, self.validation_last, True
-            )
-        ]
+            return [_expanded(one) for one in self.validation]
+        one = ValidationSettings(
+            self.validation_folder, self.validation_first, self.validation_last, True
+        )
+        return [_expanded(one)]
 
 
 @dataclass(frozen=True)
@@ -219,6 +228,28 @@ class TrainConfig:
     cache: CacheSettings = field(default_factory=CacheSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Look whether the files and folders that a run reads are there, without reading them.
+
+    Raises:
+        ConfigError: one is not, or the sources are named in two ways or none.
+    """
+    for name in ("checkpoint", "backbone_weights"):
+        path = getattr(config.model, name)
+        if path:
+            try:
+                check_regular(os.path.expanduser(path), MOST_CHECKPOINT_BYTES)
+            except ConfigError as e:
+                raise ConfigError(f"model.{name}: {e}") from e
+    folders = [("training images", one.folder) for one in config.data.training()]
+    folders += [("validation images", one.folder) for one in config.data.validations()]
+    for what, folder in folders:
+        if not os.path.isdir(folder):
+            raise ConfigError(
+                f"{folder}: there is no such folder of {what}; correct it in the group data"
+            )
 
 
 def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

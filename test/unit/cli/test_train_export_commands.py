@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -124,3 +127,40 @@ def test_what_a_step_costs(run, tmp_path):
     assert set(rows) == {"side", "cached", "inserted", "tuned"}
     assert rows["side"]["parameters"] == rows["inserted"]["parameters"]
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("export", "none.pth", "x.onnx"), "none.pth: no such file"),
+        (("export", "fifo.pth", "x.onnx"), "fifo.pth: is a FIFO"),
+        (("export", "x.pth", "x.onnx", "--calibration", "none"), "none: there is no such folder"),
+        (("train", "float", "none.yaml"), "none.yaml: cannot be read"),
+        (("train", "float", "x.yaml"), "data.folder is empty"),
+        (("train", "float", "x.yaml", "--set", "data.folder=none"), "no such folder of training"),
+        (
+            ("train", "hash", "x.yaml", "--set", "model.checkpoint=none.pth"),
+            "model.checkpoint: none.pth: cannot be read",
+        ),
+        (
+            ("train", "float", "x.yaml", "--set", "model.backbone_weights=fifo.pth"),
+            "model.backbone_weights: fifo.pth: is a FIFO",
+        ),
+    ],
+)
+def test_a_path_that_is_wrong_is_said_before_torch_is_loaded(tmp_path, arguments, words):
+    os.mkfifo(tmp_path / "fifo.pth")
+    (tmp_path / "x.pth").write_bytes(b"")
+    (tmp_path / "x.yaml").write_text("output: runs")
+    script = (
+        "import sys; from hashvpr_ros.cli.main import main\n"
+        "sys.modules['torch'] = None\n"  # whoever imports it gets an ImportError
+        "sys.argv = ['hashvpr', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode != 0 and words in done.stderr, done.stderr
+    assert "torch" not in done.stderr and "Traceback" not in done.stderr
