@@ -50,7 +50,7 @@ PARTS = (
     Part("maps", "damaged maps, opened as the node does", "soak_maps", 5000, 250, 2),
     Part("bags", "damaged bags", "soak_files", 2000, 200),
     Part("node_kills", "kills of whole nodes", "soak_node", 60, 200, 2),
-    Part("services", "requests to a node", "soak_node", 1500, 120),
+    Part("services", "requests to a node", "soak_node", 3000, 120),
     Part("cdr", "damaged messages to two nodes", "soak_node", 20_000, 120),
     Part("engines", "damaged engine files", "soak_files", 5000, 100),
     Part("yamls", "damaged YAML files", "soak_files", 5000, 100),
@@ -68,9 +68,11 @@ def run_part(part: Part, count: int, seed: int, seconds: float, folder: Path) ->
 
             client = Client()
             starting = starter(client, folder)
-            outcomes = function(count, seed, folder, next(starting), seconds)
-            next(starting, None)
-            client.close()
+            try:
+                outcomes = function(count, seed, folder, next(starting), seconds)
+            finally:
+                next(starting, None)  # ends the nodes
+                client.close()
         elif part.name == "images":
             outcomes = function(count, seed, seconds)
         else:
