@@ -34,7 +34,7 @@ class Part:
     what: str
     module: str
     count: int
-    seconds: float
+    seconds: float  # for each process at most
     jobs: int = 1  # processes among which the count is divided
     times: int = 1  # cases for each of the count
 
@@ -42,18 +42,16 @@ class Part:
 # The long ones first, so that two processes end together.
 PARTS = (
     Part("lifecycle", "cycles of a node's lifecycle, without growth", "soak_node", 1000, 600),
-    Part(
-        "node_core", "kills of the node's core (no DDS) as it writes", "soak_kills", 1000, 320, 2
-    ),
-    Part("commands", "kills of each of nine commands", "soak_kills", 120, 330, 2, times=9),
-    Part("images", "damaged images and wrong buffers", "soak_images", 100_000, 300, 2),
-    Part("maps", "damaged maps, opened as the node does", "soak_maps", 5000, 250, 2),
-    Part("bags", "damaged bags", "soak_files", 2000, 200),
-    Part("node_kills", "kills of whole nodes", "soak_node", 60, 200, 2),
-    Part("services", "requests to a node", "soak_node", 3000, 120),
-    Part("cdr", "damaged messages to two nodes", "soak_node", 20_000, 120),
-    Part("engines", "damaged engine files", "soak_files", 5000, 100),
-    Part("yamls", "damaged YAML files", "soak_files", 5000, 100),
+    Part("commands", "kills of nine commands", "soak_kills", 1000, 330, 2, times=9),
+    Part("node_core", "kills of the node's core (no DDS)", "soak_kills", 1000, 200, 2),
+    Part("images", "damaged images and wrong buffers", "soak_images", 100_000, 150, 2),
+    Part("maps", "damaged maps, opened as the node does", "soak_maps", 5000, 150, 2),
+    Part("bags", "damaged bags", "soak_files", 2000, 150),
+    Part("node_kills", "kills of whole nodes", "soak_node", 60, 100, 2),
+    Part("services", "requests to a node", "soak_node", 3000, 100),
+    Part("cdr", "damaged messages to two nodes", "soak_node", 20_000, 100),
+    Part("engines", "damaged engine files", "soak_files", 5000, 80),
+    Part("yamls", "damaged YAML files", "soak_files", 5000, 80),
 )
 
 

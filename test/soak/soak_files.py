@@ -102,6 +102,7 @@ def engines(count: int, seed: int, folder: Path, seconds: float = float("inf")) 
 
     path = tiny_model(folder / "tiny.onnx")
     sound = path.read_bytes()
+    create_engine(path, threads=1).close()
 
     def check(edits: list[Edit]) -> str:
         path.write_bytes(damaged(sound, edits))

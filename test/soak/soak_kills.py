@@ -7,6 +7,7 @@ milliseconds: the node's Runtime without DDS (soak_node.py kills whole nodes), a
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import random
 import shutil
@@ -15,15 +16,22 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from soak_runtime import MODEL, EngineDouble, drive, start
 
-from hashvpr_ros.cli import common, main, map_edit  # noqa: F401  # imported before the forks
-from hashvpr_ros.cli import map as map_command  # noqa: F401
+from hashvpr_ros.cli import main
 from hashvpr_ros.errors import HashVprError
 from hashvpr_ros.map.calibration import Calibration
 from hashvpr_ros.map.place_map import PlaceMap
+
+# What the commands import when they are called, before the forks.
+_LAZY = ("cli.calibrate", "cli.map", "cli.map_edit", "evaluation.calibrate", "map.export")
+_LAZY += ("map.merge", "map.prune", "map.restore", "map.split", "mapping.reembed")
+for _name in _LAZY:
+    with suppress(ModuleNotFoundError):  # only for speed, so it need not know every module
+        importlib.import_module(f"hashvpr_ros.{_name}")
 
 _LIVES_OF_A_MAP = 25
 PLACES = 200
@@ -150,13 +158,13 @@ def commands(count: int, seed: int, folder: Path, seconds: float = float("inf"))
     before = {p.name: p.read_bytes() for p in sources.iterdir()}
     for name, (line, out) in COMMANDS.items():
         end = time.monotonic() + seconds / len(COMMANDS)
-        whole, longest_s = _run_whole(line, out, sources, case)
+        whole, usual_s = _run_whole(line, out, sources, case)
         for _ in range(count):
             if time.monotonic() > end:
                 break
             _copy(sources, case)
             pid = fork(lambda line=line: _command(line, case))
-            time.sleep(rng.uniform(0.0, 1.1 * longest_s))
+            time.sleep(rng.uniform(0.0, 1.1 * usual_s))
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             outcomes["cases"] += 1
@@ -178,7 +186,7 @@ def _run_whole(line: str, out: str, sources: Path, case: Path) -> tuple[object, 
         _, status = os.waitpid(fork(lambda: _command(line, case)), 0)
         times.append(time.monotonic() - started)
         assert os.waitstatus_to_exitcode(status) == 0, f"hashvpr {line} fails"
-    return _content(case / out), max(times)
+    return _content(case / out), sorted(times)[1]
 
 
 def _content(path: Path) -> object:

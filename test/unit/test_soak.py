@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 SOAK = Path(__file__).resolve().parents[1] / "soak" / "soak.py"
-PARTS = {"images": 300, "bags": 6, "yamls": 15, "node_core": 3, "commands": 9}
+PARTS = {"images": 300, "bags": 6, "yamls": 15, "node_core": 3, "commands": 27}
 
 
 def test_a_small_part_of_the_soak(tmp_path):
