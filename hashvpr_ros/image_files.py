@@ -140,7 +140,10 @@ def _decode_by_opencv(data: bytes, kind: str | None, grey: bool) -> NDArray[Any]
 
 
 def _silence_opencv() -> None:
-    """OpenCV writes a line for each image that it refuses; here it is an ImageError."""
+    """OpenCV writes a line for each image that it refuses; here it is an ImageError.
+
+    Versions as old as 4.6 still write one about a damaged BMP or TIFF.
+    """
     logging = getattr(cv2.utils, "logging", None)  # OpenCV 5
     set_level = getattr(logging, "setLogLevel", None) or getattr(cv2, "setLogLevel", None)
     if set_level is not None:
@@ -413,16 +416,17 @@ def _tiff(raw: bytes) -> _Checked:
     if any(side > 1 << 14 for tag in (322, 323) for side in tags.get(tag, ())):
         raise ImageError("TIFF image of tiles that are too large; save it as PNG")
     starts, lengths = tags.get(273, tags.get(324)), tags.get(279, tags.get(325))
-    if starts is None or lengths is None or len(starts) != len(lengths):
-        raise ImageError("damaged TIFF image: it does not say where its pixels are")
+    if starts is None or lengths is None or len(starts) != len(lengths) or 262 not in tags:
+        raise ImageError("damaged TIFF image: it does not say what and where its pixels are")
     if any(start + length > len(raw) for start, length in zip(starts, lengths, strict=True)):
         raise ImageError("truncated TIFF image: its pixels are not complete")
     cost = max(1.0, channels * bits / 16)
     return _Checked(raw, width, height, cost, channels == 1 and bits >= 8, bits)
 
 
-# size, bits, packing, where the strips or tiles are, channels, size of tiles, kind of numbers
-_TIFF_TAGS = {256, 257, 258, 259, 273, 277, 279, 322, 323, 324, 325, 339}
+# Size, bits, packing, colours, where the strips or tiles are, channels, size of tiles, kind of
+# numbers.
+_TIFF_TAGS = {256, 257, 258, 259, 262, 273, 277, 279, 322, 323, 324, 325, 339}
 
 # BMP
 

@@ -540,8 +540,12 @@ def files_of_many_kinds() -> dict[str, bytes]:
 
 def test_pixels_equal_those_of_opencv():
     for name, data in files_of_many_kinds().items():
-        wanted = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-        np.testing.assert_array_equal(decode_compressed(data), wanted, name)
+        wanted = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if wanted is None:  # by older versions
+            with pytest.raises(ImageError):
+                decode_compressed(data)
+        else:
+            np.testing.assert_array_equal(decode_compressed(data), wanted[..., ::-1], name)
 
 
 def test_an_interlaced_png():
@@ -604,7 +608,9 @@ def test_damaged_images_decode_or_are_refused_without_a_word_on_stderr():
     rng = np.random.default_rng(3)
 
     def check() -> None:
-        for suffix in (".jpg", ".png", ".webp", ".bmp", ".tiff"):
+        # Older versions write a line about each damaged BMP and TIFF whatever they are told.
+        more = (".bmp", ".tiff") if hasattr(cv2.utils, "logging") else ()
+        for suffix in (".jpg", ".png", ".webp", *more):
             original = encoded(suffix)
             for i in range(300):
                 data = bytearray(original)
