@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from hashvpr_ros.errors import HashVprError, reason_of
+from hashvpr_ros.errors import HashVprError
+from hashvpr_ros.file_io import check_regular
 from hashvpr_ros.ros.ending import Ending, leave
 
 _USAGE = """usage: vpr_node [--help] [--ros-args ...]
@@ -18,9 +22,20 @@ Visual place recognition, as a lifecycle node. It is set by parameters alone:
 `ros2 run hashvpr_ros hashvpr config` prints all parameters, with what they mean.
 Without autostart it waits for `ros2 lifecycle set /vpr_node configure`, then `activate`."""
 
-# Each of the node's groups of callbacks may take one; the services' places take nine.
-_THREADS = 20
-_WAIT_S = 0.8  # for a transition that is under way when the process is to end
+# Each of the node's groups of callbacks may take one; the services take up to 15.
+_THREADS = 24
+_WAIT_S = 0.5  # for a transition that is under way when the process is to end
+_MOST_BYTES = 10_000_000  # of a file of parameters
+# What helps where rcl refuses an argument, by what it says.
+_REMEDIES = {
+    "severity level": "give debug, info, warn, error or fatal",
+    "of same type": "give all numbers of a list in one form, as [0.0, 3.14]",
+    "before ros__parameters": "put parameters under `/**:` and `ros__parameters:`, as "
+    "`hashvpr config` prints them",
+    "remap rule": "give FROM:=TO with names of topics, or __ns:=/NAME",
+    "parameter override": "give NAME:=VALUE",
+    "Unknown ROS argument": "see --help",
+}
 
 
 def main(args: list[str] | None = None) -> int:
@@ -56,20 +71,21 @@ def main(args: list[str] | None = None) -> int:
     # The thread that receives images would else hold the interpreter for 5 ms at a time, which
     # shows in the time of every stage of the worker.
     sys.setswitchinterval(0.001)
-    ending.wait_for_node()
     try:
-        # rclpy's own handlers would shut its context down at once; nothing could be said then.
-        rclpy.init(args=["vpr_node", *args], signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as e:
-        return _refuse(f"the ROS arguments cannot be used: {_reason(e)}")
-    try:
+        for option, path in itertools.pairwise(args):
+            if option == "--params-file":  # rcl would wait for a FIFO, deaf to all signals
+                check_regular(path, _MOST_BYTES)
+        ending.wait_for_node()
+        with _quiet_rcl():
+            # rclpy's own handlers would shut its context down at once; nothing could be said then.
+            rclpy.init(args=["vpr_node", *args], signal_handler_options=SignalHandlerOptions.NO)
         node = VprNode()
     except HashVprError as e:
         rclpy.try_shutdown()
         return _refuse(str(e))
-    except Exception as e:  # a name or namespace that is none, a parameter of another type, ...
+    except Exception as e:  # arguments that rcl refuses, a name that is none, and the like
         rclpy.try_shutdown()
-        return _refuse(f"the node cannot be made: {_reason(e)}")
+        return _refuse(_reason(e))
     ending.watch_over(node)
     log_library(node.get_logger())
     executor = LastingExecutor(_THREADS, node.failures)
@@ -85,10 +101,27 @@ def _refuse(reason: str) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """What rclpy says, without where in C it was found, in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = text.split(", at /")[0]
-    return reason_of(text)
+    """What rclpy says, in one line, without where in C it was found, and what helps."""
+    text = " ".join(str(error).split())
+    text = text.split(", at /")[0].removeprefix("failed to initialize rcl: ")
+    if type(error).__name__ == "UnknownROSArgsError":
+        text = f"Unknown ROS argument {text}"
+    helps = [remedy for sign, remedy in _REMEDIES.items() if sign in text]
+    reason = text[:500] or type(error).__name__
+    return f"cannot start: {reason}; {helps[0] if helps else 'correct it, or see --help'}"
+
+
+@contextmanager
+def _quiet_rcl() -> Iterator[None]:
+    """Let rcl not log what is said in one sentence here."""
+    from rclpy.logging import LoggingSeverity, get_logger_level, set_logger_level
+
+    set_logger_level("rcl", LoggingSeverity.FATAL)
+    try:
+        yield
+    finally:
+        if get_logger_level("rcl") == LoggingSeverity.FATAL:  # no argument has set it
+            set_logger_level("rcl", LoggingSeverity.UNSET)
 
 
 def _run(node: Any, executor: Any, ending: Ending) -> int:
@@ -135,7 +168,7 @@ def _end(node: Any, executor: Any, thread: threading.Thread) -> bool:
         # are written under another name first.
         node.get_logger().info("ends while an engine is built; it will be built at the next start")
     executor.shutdown(timeout_sec=0.0)
-    thread.join(_WAIT_S)
+    thread.join(0.3)
     # rclpy (7.1) does not wait for callbacks, whatever it is told.
     if node.transition_lock.acquire(timeout=_WAIT_S):
         if node.state_label() in ("unconfigured", "inactive", "active"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 
 from hashvpr_ros.errors import HashVprError, ImageError, MapError, reason_of
 from hashvpr_ros.map.schema import MapNotFoundError, WrongModelError
@@ -38,6 +39,10 @@ from hashvpr_ros.types import Mode, Pose
 # Requests that are answered at the same time; each occupies a thread of the executor, and more are
 # refused. Those that read the whole map wait for one another anyway.
 _VERIFY, _COPY, _SHORT, _RECOGNIZE = 1, 1, 4, 3
+# So many requests wait so long for a place before they are refused.
+_PATIENT, _PATIENCE_S = 6, 0.02
+# By default the middleware keeps ten requests, and drops what is more without a word.
+_QOS = QoSProfile(depth=100)
 # Images that wait longer for the engine are answered with an error.
 _RECOGNIZE_S = 10.0
 _NOT_CONFIGURED = "the node is not configured and has no map; configure it first"
@@ -72,6 +77,7 @@ class Services:
         self._on_mode = on_mode
         self._allowed_dirs = allowed_dirs
         self._failures = failures
+        self._patient, self._in_turn = threading.Semaphore(_PATIENT), threading.Lock()
         verify, copy, short, recognize = (
             threading.Semaphore(n) for n in (_VERIFY, _COPY, _SHORT, _RECOGNIZE)
         )
@@ -86,7 +92,9 @@ class Services:
             (UpdatePoses, "update_poses", self._update_poses, lambda _: copy),
         ):
             callback = self._answering(name, answer, places, _fallback(kind))
-            node.create_service(kind, f"~/{name}", callback, callback_group=group)
+            node.create_service(
+                kind, f"~/{name}", callback, qos_profile=_QOS, callback_group=group
+            )
 
     def _answering(
         self,
@@ -102,7 +110,7 @@ class Services:
                 response.message = _NOT_CONFIGURED
                 return response
             place = places(request)
-            if not place.acquire(blocking=False):
+            if not self._take(place):
                 response.result = response.RESULT_BUSY
                 response.message = f"{name} is busy with other requests; ask again"
                 return response
@@ -126,6 +134,21 @@ class Services:
             return response
 
         return callback
+
+    def _take(self, place: threading.Semaphore) -> bool:
+        """Take a place; where there is none, wait a moment for it, one request after the other.
+
+        The middleware of a client keeps ten answers, so that refusals must not come all at once.
+        """
+        if place.acquire(blocking=False):
+            return True
+        if not self._patient.acquire(blocking=False):
+            return False
+        try:
+            with self._in_turn:
+                return place.acquire(timeout=_PATIENCE_S)
+        finally:
+            self._patient.release()
 
     def _save(self, runtime: Runtime, request: Any, response: Any) -> None:
         place_map = runtime.map
