@@ -31,18 +31,21 @@ class Failures:
         self._lock = threading.Lock()
         self._said: dict[tuple[str, ...], list[float]] = {}  # by kind: when, and how many since
 
-    def report(self, error: BaseException, *cameras: str, doing: str = "") -> None:
+    def report(
+        self, error: BaseException, *cameras: str, doing: str = "", always: bool = False
+    ) -> None:
         """Take note of an exception.
 
         Args:
             cameras: whose image it cost.
             doing: what raised it, for one that nobody foresaw.
+            always: whether it is logged in any case, as the answer to what a user did.
         """
         with suppress(BaseException):  # memory may be short: the caller lives on in any case
             foreseen = isinstance(error, HashVprError)
             text = str(error) if foreseen else f"{type(error).__name__}: {reason_of(error)}"
             self._counted(text, cameras)
-            first, unsaid = self._to_say(error, text)
+            first, unsaid = (True, 0) if always else self._to_say(error, text)
             if first is None:
                 return
             if unsaid:
@@ -64,8 +67,8 @@ class Failures:
         """Whether it is the first of its kind, None where nothing is to be said; and how many
         were not said since the last."""
         frames = traceback.extract_tb(error.__traceback__)
-        place = (frames[-1].filename, str(frames[-1].lineno)) if frames else ()
-        kind = (type(error).__name__, *place)
+        # By the whole way to it: one function may fail for several reasons.
+        kind = (type(error).__name__, *(f"{f.filename}:{f.lineno}" for f in frames))
         if isinstance(error, HashVprError) or not frames:
             kind += (re.sub(r"\d+", "0", text)[:200],)
         now = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +29,8 @@ def transition(method: Callable[..., Any]) -> Callable[..., Any]:
         except HashVprError as e:
             self.get_logger().error(f"cannot {verb}: {e}")
             return FAILURE
-        except Exception:
-            self.get_logger().error(f"unexpected error in {verb}:\n{traceback.format_exc()}")
+        except BaseException as e:  # anything that passes leaves the node between two states
+            self.failures.report(e, doing=verb, always=True)
             return ERROR
 
     return wrapped

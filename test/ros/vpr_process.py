@@ -42,6 +42,7 @@ from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 
+BROKEN_NODE = Path(__file__).with_name("broken_node.py")
 UDP_ONLY = Path(__file__).with_name("udp_only.xml")
 # Slow machines take long to start a process; whoever waits returns as soon as the event is there.
 PATIENCE_S = 40.0
@@ -142,6 +143,7 @@ class VprProcess:
     """`vpr_node` as a process in a namespace of its own.
 
     One that is to be killed shares no memory with the test (see udp_only.xml): `udp_only`.
+    `broken`: a file that names what raises or hangs in it, see broken_node.py.
     """
 
     def __init__(
@@ -151,15 +153,17 @@ class VprProcess:
         parameters: dict[str, Any],
         namespace: str = "",
         udp_only: bool = False,
+        broken: Path | None = None,
     ) -> None:
         self.client = client
         self.namespace = namespace or new_namespace()
         self.log = log
-        command = [sys.executable, "-m", "hashvpr_ros.ros.node", "--ros-args"]
+        program = ["-m", "hashvpr_ros.ros.node"] if broken is None else [str(BROKEN_NODE)]
+        command = [sys.executable, *program, "--ros-args"]
         command += ["-r", f"__ns:={self.namespace}"]
         for name, value in parameters.items():
             command += ["-p", f"{name}:={_yaml(value)}"]
-        environment = {**os.environ, "PYTHONPATH": python_path()}
+        environment = {**os.environ, "PYTHONPATH": python_path(), "BROKEN_NODE": str(broken)}
         if udp_only:
             environment["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(UDP_ONLY)
         self._may_be_killed = environment["FASTRTPS_DEFAULT_PROFILES_FILE"] == str(UDP_ONLY)
@@ -250,7 +254,12 @@ def starter(client: Client, folder: Path) -> Iterator[Callable[..., VprProcess]]
     started: list[VprProcess] = []
     numbers = itertools.count()  # not the list's length: tests start nodes in threads
 
-    def start(namespace: str = "", udp_only: bool = False, **parameters: Any) -> VprProcess:
+    def start(
+        namespace: str = "",
+        udp_only: bool = False,
+        broken: Path | None = None,
+        **parameters: Any,
+    ) -> VprProcess:
         # `map__path=` for `map.path`
         parameters = {k.replace("__", "."): v for k, v in parameters.items()}
         parameters = {
@@ -263,7 +272,9 @@ def starter(client: Client, folder: Path) -> Iterator[Callable[..., VprProcess]]
         number = next(numbers)
         if parameters["map.path"] == "":
             parameters["map.path"] = str(folder / f"{number}.vprmap")
-        node = VprProcess(client, folder / f"{number}.log", parameters, namespace, udp_only)
+        node = VprProcess(
+            client, folder / f"{number}.log", parameters, namespace, udp_only, broken
+        )
         started.append(node)
         return node
 
