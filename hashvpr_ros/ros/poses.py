@@ -23,6 +23,8 @@ from hashvpr_ros.types import Pose
 
 # Images that tell whether most of them have a pose.
 _LAST_IMAGES = 20
+# Images and odometry that arrive together may be stamped this far apart, as images are late.
+_LATE_S = 1.0
 # Two clocks of one robot that are further apart than this are not merely unsynchronised.
 _OTHER_CLOCK_S = 60.0
 
@@ -30,8 +32,14 @@ _OTHER_CLOCK_S = 60.0
 class PoseSource(Watched, Protocol):
     """Answers where the robot was, and says why it cannot."""
 
-    def at(self, stamp_ns: int, config: PoseConfig) -> Pose | None:
-        """The pose at a stamp, or None where none is known near enough; may wait for it."""
+    def at(self, stamp_ns: int, arrived_s: float, config: PoseConfig) -> Pose | None:
+        """The pose at the stamp of an image, or None where none is known near enough.
+
+        It may wait for one.
+
+        Args:
+            arrived_s: when the image arrived, monotonic.
+        """
         ...
 
     def close(self) -> None:
@@ -116,6 +124,11 @@ class OdometryPoses:
         self._node = node
         self._lacking = _Lacking()
         self._invalid_since = 0  # messages with NaN in a row
+        self._ahead_ns: int | None = None  # stamp of the last minus time of its arrival
+        self._late_since_s: float | None = None
+        self._late_s = (
+            0.0  # by which images are stamped earlier than odometry that comes with them
+        )
         self._input = Input(
             node,
             self.label,
@@ -147,16 +160,39 @@ class OdometryPoses:
                 f"{clock}",
                 once=True,
             )
+        self._ahead_ns = stamp_ns - time.monotonic_ns()
         self.track.add(stamp_ns, pose)
 
-    def at(self, stamp_ns: int, config: PoseConfig) -> Pose | None:
+    def at(self, stamp_ns: int, arrived_s: float, config: PoseConfig) -> Pose | None:
         """See `PoseSource.at`."""
+        self._compare(stamp_ns, arrived_s)
         pose = self.track.at(stamp_ns, config.max_age_s, config.wait_s)
         if pose is not None:
             self._lacking.found()
         else:
             self._lacking.missed(*self._why(stamp_ns, config))
         return pose
+
+    def _compare(self, stamp_ns: int, arrived_s: float) -> None:
+        """See whether odometry has another clock than the images, though some of it fits them."""
+        if self._ahead_ns is None:
+            return
+        self._late_s = (self._ahead_ns - stamp_ns) / 1e9 + arrived_s
+        if self._late_s <= _LATE_S:
+            self._late_since_s = None
+        elif self._late_since_s is None:
+            self._late_since_s = time.monotonic()
+
+    def _other_time(self, config: InputConfig) -> Problem | None:
+        since_s = self._late_since_s
+        if since_s is None or time.monotonic() - since_s <= config.stale_after_s:
+            return None
+        return Problem(
+            "late",
+            f"stamps of odometry on {self._topic} are {apart_text(self._late_s)} from the images' "
+            "(later) when both arrive, so images get the pose of another time: let both stamp by "
+            "one clock, or see to what delays the images",
+        )
 
     def _why(self, stamp_ns: int, config: PoseConfig) -> tuple[str, str]:
         gap_ns = self.track.gap_ns(stamp_ns)
@@ -171,7 +207,11 @@ class OdometryPoses:
 
     def problem(self, config: InputConfig) -> Problem | None:
         """See `Watched`."""
-        return self._input.problem(config) or self._lacking.problem(config)
+        return (
+            self._input.problem(config)
+            or self._lacking.problem(config)
+            or self._other_time(config)
+        )
 
     def state(self) -> str:
         """See `Watched`."""
@@ -202,7 +242,7 @@ class TfPoses:
         self._listener = tf2_ros.TransformListener(self._buffer, node)
         self._lacking = _Lacking()
 
-    def at(self, stamp_ns: int, config: PoseConfig) -> Pose | None:
+    def at(self, stamp_ns: int, arrived_s: float, config: PoseConfig) -> Pose | None:
         """See `PoseSource.at`; tf is not waited for."""
         pose = self._look_up(stamp_ns, config)
         if pose is not None:

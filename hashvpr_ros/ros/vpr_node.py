@@ -390,7 +390,8 @@ class VprNode(LifecycleNode):
             runtime.start_session()
         pose = None
         if poses is not None:
-            pose = poses.at(stamp_ns, runtime.config.pose)
+            arrived_s = min(d.arrival.arrived_s for d in decoded.values())
+            pose = poses.at(stamp_ns, arrived_s, runtime.config.pose)
             if pose is None:
                 for camera in decoded:
                     self._stats.cameras[camera].without_pose += 1
