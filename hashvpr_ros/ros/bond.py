@@ -10,6 +10,7 @@ from rclpy.lifecycle import LifecycleNode
 
 # As Nav2's own nodes have them.
 _TOPIC, _HEARTBEAT_PERIOD_S, _HEARTBEAT_TIMEOUT_S = "bond", 0.1, 4.0
+_PARAMETER = "/bond_disable_heartbeat_timeout"
 _LET_KNOW_S = 0.1  # for which the end waits until the manager knows of it
 
 
@@ -24,6 +25,9 @@ class ManagerBond:
     def __init__(self, node: LifecycleNode, bondpy: Any) -> None:
         self._node = node
         self._closing = threading.Event()
+        # bondpy (4.0) declares it when a manager has died, and raises where it is there already.
+        if node.has_parameter(_PARAMETER):
+            node.undeclare_parameter(_PARAMETER)
         self._bond = bondpy.Bond(
             node, _TOPIC, node.get_name(), on_broken=self._on_broken, on_formed=self._on_formed
         )
@@ -52,6 +56,10 @@ class ManagerBond:
                 if self._formed:
                     self._bond.wait_until_broken(Duration(seconds=_LET_KNOW_S))
             self._bond.shutdown()
+            # bondpy (4.0) destroys them and leaves them with the node, whose executor then raises
+            # from every wait.
+            self._node.destroy_subscription(self._bond.sub)
+            self._node.destroy_publisher(self._bond.pub)
         except Exception as e:  # another version of bondpy, or the context is gone
             self._node.get_logger().debug(f"bond: {e}")
 
