@@ -85,6 +85,19 @@ class MapConfig:
         "Keep a verified copy beside the map (NAME.good), as large as the map, for `hashvpr map "
         "restore`: made when the map is closed, or loaded and not as it was closed.",
     )
+    on_damage: str = setting(
+        "refuse",
+        "What is done with a damaged map. refuse: the node says what is damaged and what to do, "
+        "and does not start; drop: it uses what is sound and says how many keyframes are left "
+        "out. The damaged file is kept.",
+        choices=("refuse", "drop"),
+    )
+    file_mode: str = setting(
+        "0600",
+        "Permissions of new maps and of copies, in octal: who else may read them, for thumbnails "
+        "show where the robot was.",
+        choices=("0600", "0640", "0644", "0660", "0664"),
+    )
     thumbnail_px: int = setting(
         160,
         "Longer side of the JPEG kept with each keyframe. 0: none is kept.",

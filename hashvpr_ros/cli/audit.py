@@ -54,7 +54,7 @@ def command(path: Path, plot: Path | None, show: int, rviz: bool, json_path: Pat
 
     if rviz:
         check_ros("visualization_msgs")
-    with PlaceMap.open(path, read_only=True, create=False) as place_map:
+    with PlaceMap.open(path, read_only=True, create=False, verify=True) as place_map:
         keyframes = place_map.keyframes(place_map.ids()) if plot is not None or rviz else []
         if rviz and all(k.pose is None for k in keyframes):
             raise MapError(

@@ -77,7 +77,7 @@ def command(
     from hashvpr_ros.map.place_map import PlaceMap
 
     if clear:
-        with PlaceMap.open(path, create=False) as place_map:
+        with PlaceMap.open(path, create=False, verify=True) as place_map:
             keep_good_copy(place_map)
             place_map.set_calibration(None)
         click.echo(f"{path}: its calibration is forgotten")
@@ -96,7 +96,7 @@ def command(
     info = engine.info
     with PlaceMap.open(
         path, info.fingerprint, info.feature_dim, model_name=info.name, read_only=dry_run,
-        create=False,
+        create=False, verify=True,
     ) as place_map:  # fmt: skip
         keep_good_copy(place_map)
         if bag is not None:

@@ -44,6 +44,19 @@ json_option = click.option(
 )
 
 
+salvage_option = click.option(
+    "--salvage",
+    is_flag=True,
+    help="Go on with what is sound of a damaged map, and say what is left out.",
+)
+
+
+def tell_left_out(path: Path, left_out: Sequence[str]) -> None:
+    """Say what of a damaged map is not used."""
+    for line in left_out:
+        click.echo(f"{path}: damaged; left out: {line}", err=True)
+
+
 def near_options(where: str) -> Callable[[Any], Any]:
     """The options --radius and --angle, by which two images show one place.
 
@@ -120,13 +133,13 @@ def keep_good_copy(of: Path | PlaceMap) -> None:
     Raises:
         MapError: it is no map of its own, but what another map keeps beside it.
     """
-    from hashvpr_ros.map import files, restore
+    from hashvpr_ros.map import backup, files
 
     if isinstance(of, Path):
         files.refuse_kept_name(of)
     try:
         if isinstance(of, Path):
-            restore.keep_good_copy(of)
+            backup.keep_good_copy(of)
         else:
             of.keep_good_copy()
     except MapError as e:

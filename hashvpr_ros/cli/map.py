@@ -16,7 +16,9 @@ from hashvpr_ros.cli.common import (
     keep_good_copy,
     open_engine,
     progress_bar,
+    salvage_option,
     table,
+    tell_left_out,
     ticker,
     write_json,
 )
@@ -45,6 +47,7 @@ for _command in COMMANDS:
 @click.option("--camera", default="camera", show_default=True, help="Name of the camera.")
 @click.option("--append", is_flag=True, help="Add to a map that exists.")
 @click.option("--every", is_flag=True, help="Keep every image, not only keyframes.")
+@salvage_option
 @engine_option
 def build(
     out: Path,
@@ -56,6 +59,7 @@ def build(
     camera: str,
     append: bool,
     every: bool,
+    salvage: bool,
     engine_path: Path | None,
 ) -> None:
     """Build the map OUT from a folder of images or a bag.
@@ -107,10 +111,17 @@ def build(
     with (
         _new_or(out) as path,
         PlaceMap.open(
-            path, info.fingerprint, info.feature_dim, model_name=info.name, session=session
+            path,
+            info.fingerprint,
+            info.feature_dim,
+            model_name=info.name,
+            session=session,
+            verify=True,
+            on_damage="drop" if salvage else "refuse",
         ) as place_map,
         progress_bar(len(frames), "mapping") as bar,
     ):
+        tell_left_out(path, place_map.left_out_damaged)
         keep_good_copy(place_map)
         counts = build_map(
             Recognizer(engine, place_map, config, mode=Mode.MAPPING),
@@ -207,22 +218,17 @@ def info(path: Path, json_path: Path | None) -> None:
 @_map_argument
 def verify(path: Path) -> None:
     """Check MAP for damage: structure, counts and checksums of every row."""
+    from hashvpr_ros.map.backup import damage_of
     from hashvpr_ros.map.place_map import PlaceMap
-    from hashvpr_ros.map.remedy import remedy
+    from hashvpr_ros.map.schema import remedy
 
-    with PlaceMap.open(path, read_only=True, create=False) as place_map:
-        problems = place_map.verify()
-        for problem in problems:
-            click.echo(problem)
-        if problems:
-            raise MapError(f"{path}: damaged ({len(problems)} problems); {remedy(path)}")
-        count, schema = len(place_map), place_map.info().schema_version
-    click.echo(f"{path}: sound, {count} keyframes")
-    if schema < 2:
-        click.echo(
-            "  of an older version, which has no checksums of sessions and of what the map "
-            "records of itself: opened for writing, it gets them"
-        )
+    problems = damage_of(path, {})
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise MapError(f"{path}: damaged ({counted}); {remedy(path)}")
+    click.echo(f"{path}: sound, {PlaceMap.read_info(path).keyframes} keyframes")
 
 
 @command.command()
@@ -233,7 +239,7 @@ def restore(path: Path, force: bool) -> None:
 
     The damaged file is kept as MAP.damaged-DATE, and the copy stays.
     """
-    from hashvpr_ros.map.restore import restore as restore_map
+    from hashvpr_ros.map.backup import restore as restore_map
 
     restored = restore_map(path, force=force)
     click.echo(f"{path}: {restored.keyframes} keyframes")

@@ -16,6 +16,8 @@ from hashvpr_ros.cli.common import (
     keep_good_copy,
     open_engine,
     progress_bar,
+    salvage_option,
+    tell_left_out,
     ticker,
     write_json,
 )
@@ -27,11 +29,12 @@ _out_argument = click.argument("out", type=click.Path(path_type=Path))
 _overwrite_option = click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 
 
-def _look(path: Path) -> tuple[int, bool]:
-    """How many keyframes a map holds, and whether it is calibrated."""
+def _look(path: Path, salvage: bool) -> tuple[int, bool]:
+    """How many keyframes a map holds, and whether it is calibrated; says what is not used."""
     from hashvpr_ros.map.edit import MapReader
 
-    with MapReader(path) as source:
+    with MapReader(path, salvage=salvage) as source:
+        tell_left_out(path, source.left_out)
         return len(source), source.calibrated
 
 
@@ -44,8 +47,11 @@ def _tell_calibration(calibrated: bool) -> None:
 @click.argument("maps", metavar="MAP MAP...", nargs=-1, type=click.Path(path_type=Path))
 @_out_argument
 @_overwrite_option
+@salvage_option
 @json_option
-def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | None) -> None:
+def merge(
+    maps: tuple[Path, ...], out: Path, overwrite: bool, salvage: bool, json_path: Path | None
+) -> None:
     """Write one map OUT of several that the same model made.
 
     Ids of the first MAP stay, and those of each other that are free; else they are moved up by
@@ -59,10 +65,10 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
 
     if len(maps) < 2:
         raise ConfigError("give two maps or more, and then the path of the result")
-    calibrated = any(_look(path)[1] for path in maps)
+    calibrated = any(_look(path, salvage)[1] for path in maps)
     if overwrite:
         keep_good_copy(out)
-    merged = merge_maps(maps, out, overwrite=overwrite)
+    merged = merge_maps(maps, out, overwrite=overwrite, salvage=salvage)
     total = sum(m.keyframes - m.taken_once for m in merged)
     for path, m in zip(maps, merged, strict=True):
         once = f", {m.taken_once} of them in an earlier map already" if m.taken_once else ""
@@ -105,6 +111,7 @@ def merge(maps: tuple[Path, ...], out: Path, overwrite: bool, json_path: Path | 
     help="and turned by at most this many radians.",
 )
 @_overwrite_option
+@salvage_option
 @json_option
 def prune(
     path: Path,
@@ -115,6 +122,7 @@ def prune(
     within_m: float,
     within_rad: float,
     overwrite: bool,
+    salvage: bool,
     json_path: Path | None,
 ) -> None:
     """Write MAP as OUT without keyframes that show what others show.
@@ -131,7 +139,7 @@ def prune(
 
     if keep is not None and max_mb is not None:
         raise ConfigError("give either --keep N or --max-mb M")
-    total, calibrated = _look(path)
+    total, calibrated = _look(path, salvage)
     if overwrite:
         keep_good_copy(out)
     with progress_bar(total, "comparing", "keyframe") as bar:
@@ -142,6 +150,7 @@ def prune(
             keep=keep,
             max_bytes=None if max_mb is None else int(max_mb * 1e6),
             overwrite=overwrite,
+            salvage=salvage,
             progress=ticker(bar),
         )
     click.echo(
@@ -188,6 +197,7 @@ class _Stamp(click.ParamType):
 @click.option("--from-s", "from_ns", type=_Stamp(), help="First stamp, in seconds.")
 @click.option("--to-s", "to_ns", type=_Stamp(), help="First stamp that is not wanted any more.")
 @_overwrite_option
+@salvage_option
 @json_option
 def split(
     path: Path,
@@ -196,6 +206,7 @@ def split(
     from_ns: int | None,
     to_ns: int | None,
     overwrite: bool,
+    salvage: bool,
     json_path: Path | None,
 ) -> None:
     """Write a part of MAP as OUT: sessions, a stretch of time, or both.
@@ -210,11 +221,17 @@ def split(
 
     if not sessions and from_ns is None and to_ns is None:
         raise ConfigError("say which part: --session NAME, --from-s S or --to-s S")
-    _, calibrated = _look(path)
+    _, calibrated = _look(path, salvage)
     if overwrite:
         keep_good_copy(out)
     count, total = split_map(
-        path, out, sessions=sessions, from_ns=from_ns, to_ns=to_ns, overwrite=overwrite
+        path,
+        out,
+        sessions=sessions,
+        from_ns=from_ns,
+        to_ns=to_ns,
+        overwrite=overwrite,
+        salvage=salvage,
     )
     click.echo(f"{out}: {count} of {total} keyframes")
     _tell_calibration(calibrated)
@@ -226,8 +243,11 @@ def split(
 @click.argument("out", type=EXPORT_FILE)
 @click.option("--format", "form", type=click.Choice(["csv", "tum", "npz"]), required=True)
 @_overwrite_option
+@salvage_option
 @json_option
-def export(path: Path, out: Path, form: str, overwrite: bool, json_path: Path | None) -> None:
+def export(
+    path: Path, out: Path, form: str, overwrite: bool, salvage: bool, json_path: Path | None
+) -> None:
     """Write MAP as OUT in a format that others read.
 
     csv: a row for each keyframe, without its feature. tum: poses by stamp. npz: arrays for
@@ -238,7 +258,9 @@ def export(path: Path, out: Path, form: str, overwrite: bool, json_path: Path | 
     """
     from hashvpr_ros.map.export import export_map
 
-    exported = export_map(path, out, form, overwrite=overwrite)
+    if salvage:
+        _look(path, salvage)
+    exported = export_map(path, out, form, overwrite=overwrite, salvage=salvage)
     left_out = [
         f"{count} {why}"
         for count, why in (
@@ -259,9 +281,15 @@ def export(path: Path, out: Path, form: str, overwrite: bool, json_path: Path | 
 @_out_argument
 @engine_option
 @_overwrite_option
+@salvage_option
 @json_option
 def reembed(
-    path: Path, out: Path, engine_path: Path | None, overwrite: bool, json_path: Path | None
+    path: Path,
+    out: Path,
+    engine_path: Path | None,
+    overwrite: bool,
+    salvage: bool,
+    json_path: Path | None,
 ) -> None:
     """Write MAP as OUT with another model's descriptors of its thumbnails.
 
@@ -274,12 +302,14 @@ def reembed(
     """
     from hashvpr_ros.mapping.reembed import reembed_map
 
-    total, calibrated = _look(path)
+    total, calibrated = _look(path, salvage)
     engine = open_engine(engine_path)
     if overwrite:
         keep_good_copy(out)
     with progress_bar(total, "describing") as bar:
-        counts = reembed_map(path, out, engine, overwrite=overwrite, progress=ticker(bar))
+        counts = reembed_map(
+            path, out, engine, overwrite=overwrite, salvage=salvage, progress=ticker(bar)
+        )
     click.echo(
         f"{out}: {counts.keyframes} of {total} keyframes by {engine.info.name}, from thumbnails: "
         "less accurate than from the full images"

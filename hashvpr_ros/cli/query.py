@@ -52,7 +52,7 @@ def command(
     info = engine.info
     results = []
     with PlaceMap.open(
-        path, info.fingerprint, info.feature_dim, model_name=info.name, read_only=True
+        path, info.fingerprint, info.feature_dim, model_name=info.name, read_only=True, verify=True
     ) as place_map:
         recognizer = Recognizer(
             engine, place_map, from_flat({"matching.top_k": top_k}), mode=Mode.LOCALIZATION

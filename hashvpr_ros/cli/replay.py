@@ -225,7 +225,7 @@ def _prepare_map(start: Path | None, path: Path) -> None:
         files.remove(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return
-    with PlaceMap.open(start, read_only=True, create=False) as place_map:
+    with PlaceMap.open(start, read_only=True, create=False, verify=True) as place_map:
         place_map.copy_to(path, overwrite=True)
 
 
@@ -258,6 +258,9 @@ def _replay(frames: BagFrames, cameras: dict[str, str], config: Config, ledger_p
                 commit_period_s=config.map.commit_period_s,
                 index=config.map.index,
                 max_index_mb=config.map.max_index_mb,
+                verify=True,
+                on_damage=config.map.on_damage,
+                file_mode=int(config.map.file_mode, 8),
             ) as place_map,
             LedgerWriter(ledger_path) if config.publish.ledger else nullcontext() as ledgers,
             progress_bar(len(frames), "replaying") as bar,

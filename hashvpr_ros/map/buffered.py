@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map.remedy import remedy
-from hashvpr_ros.map.rows import Row, feature_matrix, keyframe_from_columns
-from hashvpr_ros.map.schema import MAX_ID, SQLITE_ERRORS, explain
+from hashvpr_ros.map.rows import Row, feature_matrix
+from hashvpr_ros.map.schema import MAX_ID, reading
 from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import Keyframe
 
@@ -70,14 +68,12 @@ class BufferedStore:
         """What a function reads from the file.
 
         Raises:
-            MapError: it cannot be read, or is damaged.
+            MapError: it cannot be read, is damaged, or another program has written into it.
         """
-        try:
-            return read(argument)
-        except SQLITE_ERRORS as e:
-            raise explain(e, self._path, "reading") from e
-        except TypeError as e:
-            raise damaged(e, self._path) from e
+        with reading(self._path):
+            found = read(argument)
+        self._store.check_unchanged()  # what was read before is of one file then
+        return found
 
     def features(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Float features, in the order of the ids: float32 [n, D]. Quickest for ascending ids.
@@ -100,13 +96,11 @@ class BufferedStore:
             blobs += self.read(self._store.features, chunk)
         if len(blobs) == written:
             blobs += [self.waiting[i].feature for i in wanted[written:] if i in self.waiting]
-        try:
+        with reading(self._path):
             if len(blobs) != len(wanted):
                 self.keyframes(wanted)  # says which there is not
                 raise ValueError("a feature is missing")
             return feature_matrix(blobs, self._feature_dim)
-        except ValueError as e:
-            raise damaged(e, self._path) from e
 
     def keyframes(self, ids: Sequence[int]) -> list[Keyframe]:
         """Keyframes in the order of the ids, each as a place of its own.
@@ -122,8 +116,7 @@ class BufferedStore:
         found |= {i: self._kept[i] for i in ids if i in self._kept}
         new: dict[int, Keyframe] = {}
         for chunk in chunks([i for i in ids if i not in found]):
-            for columns in self.read(self._store.keyframes, chunk):
-                new[columns[0]] = keyframe_from_columns(columns)
+            new |= {k.id: k for k in self.read(self._store.keyframes, chunk)}
         found |= new
         if len(self._kept) + len(new) > MOST_KEPT:
             self._kept = {}
@@ -143,13 +136,6 @@ class BufferedStore:
         if row := self.waiting.get(id_):
             return row.thumbnail
         return self.read(self._store.thumbnail, int(id_)) if 1 <= id_ <= MAX_ID else None
-
-
-def damaged(error: Exception, path: str | Path) -> MapError:
-    """The error to raise where a map's file holds what was never written."""
-    if isinstance(error, SQLITE_ERRORS):
-        return explain(error, path, "loading")
-    return MapError(f"{path}: damaged ({error}); {remedy(path)}")
 
 
 def chunks(ids: list[int], size: int = 512) -> Iterable[list[int]]:

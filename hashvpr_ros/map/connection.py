@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from pathlib import Path
 
 from hashvpr_ros.map import files
 from hashvpr_ros.map.files import LockedFile
+
+# More than any value of a map has. SQLite refuses a larger one before it takes memory for it.
+# Python 3.10 cannot set it: there the CHECKs of the tables alone bound values.
+_MOST_BYTES = 8_000_000
 
 
 def connect(target: str) -> sqlite3.Connection:
@@ -15,6 +20,8 @@ def connect(target: str) -> sqlite3.Connection:
         target, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0
     )
     try:
+        if sys.version_info >= (3, 11):
+            db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
         db.execute("PRAGMA trusted_schema = OFF")
         db.execute("PRAGMA cell_size_check = ON")
         db.execute("PRAGMA synchronous = NORMAL")

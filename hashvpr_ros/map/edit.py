@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import files
-from hashvpr_ros.map.loading import load_columns
-from hashvpr_ros.map.maintenance import placed
-from hashvpr_ros.map.remedy import remedy
+from hashvpr_ros.map import files, integrity
+from hashvpr_ros.map.backup import placed
+from hashvpr_ros.map.loading import checked_batches, load_columns
 from hashvpr_ros.map.rows import Row, row_from_columns
-from hashvpr_ros.map.schema import MAX_ID, SQLITE_ERRORS, explain
+from hashvpr_ros.map.salvage import salvage
+from hashvpr_ros.map.schema import DamagedMapError, reading, remedy
 from hashvpr_ros.map.store import Store
 
 _ANCESTORS = "derived_from"  # in `meta`: map_ids of the maps that a map was made of, and of theirs
@@ -38,23 +38,24 @@ class MapReader:
     What a writer has not committed yet is not in it.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Open a map, of whatever model.
+    def __init__(self, path: str | Path, *, salvage: bool = False) -> None:
+        """Open a map, of whatever model, and check all of it.
+
+        Args:
+            salvage: read what is sound of a damaged map; `left_out` says what is not.
 
         Raises:
-            MapNotFoundError, MapError: missing, foreign, damaged or newer; it is untouched.
+            MapNotFoundError, MapError: missing, foreign, newer. DamagedMapError: damaged. The
+                file is untouched.
         """
         self._store = Store.open(path, {}, read_only=True, create=False)
         assert self._store.path is not None
         self.path = self._store.path
+        self.left_out: tuple[str, ...] = ()
         try:
-            with self._damage():
+            with reading(self.path):
                 self._store.db.execute("BEGIN")  # all that is read from here on is of one moment
-                meta = self._store.meta()
-                self.columns = load_columns(self._store)
-                self.last_id = self._store.next_id() - 1  # the highest that was ever used
-                if not self.last_id <= MAX_ID:
-                    raise ValueError("its next id is out of range")
+                meta = self._salvaged() if salvage else self._sound()
         except BaseException:
             self.close()
             raise
@@ -65,6 +66,26 @@ class MapReader:
         self.calibrated = "calibration" in meta
         # The map_ids of this map and of all that it was made of.
         self.lineage = frozenset([self.map_id, *meta.get(_ANCESTORS, "").split()])
+
+    def _sound(self) -> dict[str, str]:
+        store = self._store
+        meta = store.meta()
+        if problems := integrity.find_problems(store.db):
+            raise DamagedMapError(
+                f"{self.path}: damaged ({problems[0]}); {remedy(self.path)}, or give --salvage to "
+                "go on with what is sound"
+            )
+        names = {number: name for name, number in store.sessions().items()}
+        self.columns = load_columns(checked_batches(store), names)
+        self.last_id = store.next_id() - 1  # the highest that was ever used
+        return meta
+
+    def _salvaged(self) -> dict[str, str]:
+        found = salvage(self._store)
+        self.columns = load_columns(iter(found.batches), found.sessions)
+        self.last_id = found.last_id
+        self.left_out = found.left_out
+        return found.meta
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -91,31 +112,23 @@ class MapReader:
         wanted = (self.columns.ids if ids is None else ids).tolist()
         for begin in range(0, len(wanted), _BATCH):
             chunk = wanted[begin : begin + _BATCH]
-            with self._damage():
+            with reading(self.path):
                 found = self._store.rows(chunk)
                 if [values[0] for values in found] != chunk:
                     raise ValueError("keyframes are missing")
-                rows = [row_from_columns(values, self.feature_dim) for values in found]
+                names = self.columns.session_names
+                rows = [row_from_columns(values, names, self.feature_dim) for values in found]
+            self._store.check_unchanged()
             yield from rows
 
     def bytes_each(self) -> NDArray[np.float64]:
         """The share of each keyframe in the pages of the file that are in use, float64 [n]."""
-        with self._damage():
+        with reading(self.path):
             thumbnails = self._store.thumbnail_bytes()
             used = self._store.used_bytes()
         content = np.array([thumbnails.get(i, 0) for i in self.columns.ids.tolist()], float)
         content += 2 * self.feature_dim + 200  # pose, code and what else there is
         return content * (used / max(content.sum(), 1.0))
-
-    @contextmanager
-    def _damage(self) -> Iterator[None]:
-        """Name the file in errors of what is read from it."""
-        try:
-            yield
-        except SQLITE_ERRORS as e:
-            raise explain(e, self.path, "reading") from e
-        except (ValueError, TypeError) as e:
-            raise MapError(f"{self.path}: damaged ({e}); {remedy(self.path)}") from e
 
 
 @contextmanager

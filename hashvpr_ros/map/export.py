@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map.backup import placed
 from hashvpr_ros.map.edit import MapReader, not_a_source, seconds_text
-from hashvpr_ros.map.maintenance import placed
 from hashvpr_ros.map.rows import pose_columns
 from hashvpr_ros.poses import unit
 
@@ -31,20 +31,26 @@ class Exported:
 
 
 def export_map(
-    path: str | Path, out: str | Path, form: str, *, overwrite: bool = False
+    path: str | Path,
+    out: str | Path,
+    form: str,
+    *,
+    overwrite: bool = False,
+    salvage: bool = False,
 ) -> Exported:
     """Write a map in another format; every keyframe is tested by its checksum.
 
     Args:
         form: one of `FORMATS`.
+        salvage: take what is sound of a damaged map.
 
     Raises:
         MapError: the map cannot be read, has nothing that the format holds, or `out` cannot be
             written. There is no new `out` then.
     """
     with (
-        MapReader(path) as source,
-        placed(not_a_source(out, [source]), overwrite=overwrite) as temporary,
+        MapReader(path, salvage=salvage) as source,
+        placed(not_a_source(out, [source]), overwrite=overwrite, mode=None) as temporary,
     ):
         return FORMATS[form](source, temporary)
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.file_io import MB, check_regular
 
 # Files that this process has open. Closing any descriptor of a file drops all POSIX locks that the
 # process holds on it, SQLite's included, so a file that is open here must not be opened once more.
@@ -27,6 +28,9 @@ _open_here: set[tuple[int, int]] = set()
 _registry = threading.Lock()
 
 BESIDE = ("-journal", "-wal", "-shm")  # what SQLite keeps beside a file
+# What each may have at most, in bytes. SQLite begins a log anew at 4 MB where it can.
+_MOST_BESIDE = {"-journal": 1000 * MB, "-wal": 1000 * MB, "-shm": 64 * MB}
+FILE_MODE = 0o600  # of maps and copies: thumbnails show where a robot was
 _KEPT_NAMES = (*BESIDE, ".good", ".good.old")
 
 
@@ -55,7 +59,8 @@ class LockedFile:
                     f"{path}: already open in this process; close it first or give another path"
                 )
             try:
-                self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                # What became a FIFO meanwhile must not be waited for.
+                self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             except OSError as e:
                 raise MapError(
                     f"{path}: cannot be read: {e.strerror}; check its permissions"
@@ -65,6 +70,7 @@ class LockedFile:
                 now = status(path)
                 if now is None or (now.st_dev, now.st_ino) != self._key:
                     raise MapError(f"{path}: was replaced while it was opened; try again")
+                self.mark()
             except BaseException:
                 os.close(self.fd)
                 raise
@@ -87,6 +93,34 @@ class LockedFile:
                 f"{self.path}: was deleted or replaced while it was open; save what this process "
                 "has of it under another name (~/save_map)"
             )
+
+    def mark(self) -> None:
+        """Remember the file as it is now, for `check_unchanged`."""
+        self._mark = os.fstat(self.fd)
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with a file that another program has written into.
+
+        Raises:
+            MapError: size or times are not those of the last `mark`.
+        """
+        was, now = self._mark, os.fstat(self.fd)
+        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) == (
+            was.st_size, was.st_mtime_ns, was.st_ctime_ns,
+        ):  # fmt: skip
+            return
+        # Another owner, mode, name or number of names changes the last of these alone.
+        renamed = any(
+            getattr(was, name) != getattr(now, name)
+            for name in ("st_mode", "st_uid", "st_gid", "st_nlink")
+        ) or not self.is_at(self.path)
+        if renamed and (now.st_size, now.st_mtime_ns) == (was.st_size, was.st_mtime_ns):
+            self._mark = now
+            return
+        raise MapError(
+            f"{self.path}: was changed by another program while it was open, so it is not used "
+            "any more; load it again (~/load_map), and replace maps by `mv`, never by `cp`"
+        )
 
     def close(self) -> None:
         """Let go of the file; every SQLite connection to it must be closed before."""
@@ -150,6 +184,11 @@ def size_of(path: str | Path) -> int:
         return 0
 
 
+def good_copy_of(path: str | Path) -> Path:
+    """Where the last good copy of a map is kept: beside it."""
+    return Path(f"{path}.good")
+
+
 def wal_of(path: Path) -> Path:
     """The write-ahead log that SQLite keeps beside a file."""
     return Path(f"{path}-wal")
@@ -161,6 +200,25 @@ def dated(path: Path, word: str) -> Path:
     while status(kept) is not None:
         kept = Path(f"{kept}x")
     return kept
+
+
+def check_beside(path: Path) -> None:
+    """Refuse what has the name of a log of SQLite, but is no file, or larger than any log.
+
+    SQLite, and we, would read it without end.
+
+    Raises:
+        MapError: there is such a thing.
+    """
+    for suffix, most in _MOST_BESIDE.items():
+        if os.path.lexists(f"{path}{suffix}"):
+            try:
+                check_regular(f"{path}{suffix}", most, error=MapError)
+            except MapError as e:
+                reason, _, _ = str(e).partition("; ")
+                raise MapError(
+                    f"{reason}, so the map beside it cannot be opened; move it away"
+                ) from e
 
 
 def refuse_orphan_log(path: Path) -> None:
@@ -211,6 +269,24 @@ def fold_log(path: Path) -> None:
         ) from e
     if any(log.exists() for log in logs):
         raise MapError(f"{path}: another program has this file open; close it first")
+
+
+def create(path: Path, mode: int | None = FILE_MODE) -> int:
+    """Make a new file; a descriptor to write it.
+
+    Args:
+        mode: its permissions; None: as the umask has it.
+
+    Raises:
+        OSError: there is one already, or it cannot be made.
+    """
+    # Never more at first than in the end.
+    at_first = 0o666 if mode is None else mode & 0o600
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, at_first)
+    if mode is not None:
+        with suppress(OSError):  # not every file system has permissions
+            os.fchmod(fd, mode)
+    return fd
 
 
 def temporary_beside(path: Path) -> Path:

@@ -68,6 +68,11 @@ class HammingIndex:
         return _frozen(self._ids[: self._n])
 
     @property
+    def sessions(self) -> NDArray[np.int32]:
+        """The number of the session of each row, int32 [n], a read-only view."""
+        return _frozen(self._sessions[: self._n])
+
+    @property
     def places(self) -> NDArray[np.int32]:
         """The place of each row, ascending, int32 [n], a read-only view.
 

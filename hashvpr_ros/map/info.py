@@ -68,7 +68,7 @@ def count_contents(db: sqlite3.Connection) -> Contents:
     texts([*cameras, *(session.name for session in found)])
     return Contents(
         with_pose=db.execute("SELECT count(px) FROM keyframes").fetchone()[0],
-        with_thumbnail=db.execute("SELECT count(*) FROM thumbnails").fetchone()[0],
+        with_thumbnail=db.execute("SELECT count(thumbnail_crc) FROM keyframes").fetchone()[0],
         cameras=tuple(cameras),
         sessions=tuple(found),
     )

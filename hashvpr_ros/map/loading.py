@@ -1,4 +1,4 @@
-"""Reading a map's columns into memory, and distrusting every value on the way."""
+"""Reading a map's columns into memory; every row is tested by its checksum on the way."""
 
 from __future__ import annotations
 
@@ -10,42 +10,65 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.map.ceiling import BoundedIndex, Views
 from hashvpr_ros.map.index import HammingIndex
-from hashvpr_ros.map.rows import texts
+from hashvpr_ros.map.integrity import check_sum, sums
+from hashvpr_ros.map.rows import is_sound, texts
 from hashvpr_ros.map.schema import MAX_ID
 from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import CODE_BYTES
 
+Batches = Iterator[list[tuple]]  # rows of `keyframes`: `rows.KEYFRAME_COLUMNS`, then `crc`
 
-def fill_index(index: HammingIndex, store: Store) -> dict[str, int]:
-    """Add all codes of a map to an empty index, and build what it is searched by.
 
-    Returns:
-        the number of each session by its name.
+def fill_index(index: HammingIndex, count: int, batches: Batches) -> None:
+    """Add keyframes to an empty index, and build what it is searched by.
 
-    Raises:
-        sqlite3.Error, ValueError, TypeError: the file is damaged.
+    Args:
+        count: how many there are about.
+        batches: as they were written, by id: `checked_batches`, or those of a salvage.
     """
-    index.reserve(store.count())
-    if isinstance(index, BoundedIndex):
-        for part in _parts(store):
+    index.reserve(count)
+    last = 0
+    for rows in batches:
+        if isinstance(index, BoundedIndex):
+            part = _columns(rows, last)
             views = Views(part.cameras, part.frame_ids, part.poses)
             index.add_seen(part.codes, part.ids, part.sessions, part.stamps_ns, views)
-    else:
-        last = 0
-        for rows in store.codes():
-            ids, sessions, stamps, codes = zip(*rows, strict=True)
-            numbers = _ascending(ids, last)
-            last = int(numbers[-1])
-            index.add(
-                _codes(codes),
-                numbers.astype(np.int32),
-                _integers(sessions, 1, MAX_ID).astype(np.int32),
-                _integers(stamps),
-            )
-    names = store.sessions()
-    _integers(list(names.values()), 1, MAX_ID)
+            last = int(part.ids[-1])
+            continue
+        ids = _ascending([row[0] for row in rows], last)
+        last = int(ids[-1])
+        index.add(
+            _codes([row[12] for row in rows]),
+            ids.astype(np.int32),
+            _integers([row[1] for row in rows], 1, MAX_ID).astype(np.int32),
+            _integers([row[3] for row in rows]),
+        )
     index.build()
-    return names
+
+
+def checked_batches(store: Store) -> Batches:
+    """All keyframes of a map but for features and thumbnails, tested by their checksums.
+
+    Raises:
+        sqlite3.Error, ValueError, TypeError: the file is damaged, which at the end is known of
+            rows that are missing.
+    """
+    sessions = set(store.sessions().values())
+    count = total = last = 0
+    for rows in store.keyframe_rows():
+        # Tested at once: a tree that leads back into itself may have no end.
+        last = int(_ascending([row[0] for row in rows], last)[-1])
+        for row in rows:
+            if not is_sound(row):
+                raise ValueError(f"keyframe {row[0]}: its content does not match its checksum")
+        if not {row[1] for row in rows} <= sessions:
+            raise ValueError("keyframes have sessions that are not there")
+        count += len(rows)
+        total += sum(row[-1] for row in rows)
+        yield rows
+    check_sum("keyframes", (count, total), sums(store.db)["keyframes"])
+    if last >= store.next_id():
+        raise ValueError(f"keyframe {last}: is beyond the highest id ever used")
 
 
 @dataclass(frozen=True)
@@ -60,26 +83,31 @@ class Columns:
     frame_ids: list[str | None]  # None without a pose
     poses: NDArray[np.float64]  # [n, 7]: x, y, z in metres, qx, qy, qz, qw; NaN without a pose
     codes: NDArray[np.uint8]  # [n, 64]
-    crcs: NDArray[np.int64]  # [n], checksums of everything but id and session
+    contents: list[tuple[int, int | None]]  # checksums of feature and thumbnail
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def load_columns(store: Store) -> Columns:
-    """Read the columns of a map.
+def load_columns(batches: Batches, names: dict[int, str]) -> Columns:
+    """The columns of a map.
+
+    Args:
+        batches: as `fill_index` takes them.
+        names: of sessions, by number.
 
     Raises:
-        sqlite3.Error, ValueError, TypeError: the file is damaged.
+        ValueError, TypeError: the file is damaged.
     """
-    parts = list(_parts(store))
-    names = {number: name for name, number in store.sessions().items()}
-    texts(list(names.values()))
+    last, parts = 0, []
+    for rows in batches:
+        parts.append(_columns(rows, last))
+        last = int(parts[-1].ids[-1])
 
     def joined(column: str, empty: NDArray) -> NDArray:
         return np.concatenate([empty, *(getattr(p, column) for p in parts)])
 
-    columns = Columns(
+    return Columns(
         joined("ids", np.empty(0, np.int32)),
         joined("sessions", np.empty(0, np.int32)),
         names,
@@ -88,37 +116,31 @@ def load_columns(store: Store) -> Columns:
         [frame_id for p in parts for frame_id in p.frame_ids],
         joined("poses", np.empty((0, 7))),
         joined("codes", np.empty((0, CODE_BYTES), np.uint8)),
-        joined("crcs", np.empty(0, np.int64)),
+        [content for p in parts for content in p.contents],
     )
-    if not set(np.unique(columns.sessions).tolist()) <= names.keys():
-        raise ValueError("keyframes have sessions that are not there")
-    return columns
 
 
-def _parts(store: Store) -> Iterator[Columns]:
-    """The columns of a map, some thousand keyframes at a time, without the names of sessions."""
-    last = 0
-    for rows in store.columns():
-        id_, session, camera, stamp, frame_id, *pose, code, crc = zip(*rows, strict=True)
-        numbers = _ascending(id_, last)
-        last = int(numbers[-1])
-        yield Columns(
-            numbers.astype(np.int32),
-            _integers(session, 1, MAX_ID).astype(np.int32),
-            {},
-            list(texts(camera)),
-            _integers(stamp),
-            list(texts(frame_id, str, type(None))),
-            _poses(pose, frame_id),
-            _codes(code),
-            _integers(crc),
-        )
+def _columns(rows: Sequence[tuple], last: int) -> Columns:
+    """The columns of some keyframes that follow the id `last`, without the names of sessions."""
+    id_, session, camera, stamp, frame_id, *pose, code, feature, thumbnail, _ = zip(
+        *rows, strict=True
+    )
+    return Columns(
+        _ascending(id_, last).astype(np.int32),
+        _integers(session, 1, MAX_ID).astype(np.int32),
+        {},
+        list(texts(camera)),
+        _integers(stamp),
+        list(texts(frame_id, str, type(None))),
+        _poses(pose, frame_id),
+        _codes(code),
+        list(zip(feature, thumbnail, strict=True)),
+    )
 
 
 def _ascending(values: Sequence[int], last: int) -> NDArray[np.int64]:
     """Ids that follow `last`."""
     numbers = _integers(values, 1, MAX_ID)
-    # Tested at once: a tree that leads back into itself may have no end.
     if numbers[0] <= last or (np.diff(numbers) <= 0).any():
         raise ValueError("ids are in disorder")
     return numbers

@@ -17,7 +17,7 @@ from hashvpr_ros.map.edit import MapReader, new_map, write_rows
 from hashvpr_ros.map.rows import Row
 from hashvpr_ros.map.schema import MAX_ID, WrongModelError
 
-_Key = tuple[str, int, int]  # session, stamp and checksum: equal only for the same keyframe
+_Key = tuple  # all that a keyframe holds but its id: equal only for the same keyframe
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def merge_maps(
     out: str | Path,
     *,
     overwrite: bool = False,
+    salvage: bool = False,
 ) -> list[MergedMap]:
     """Write one map of several.
 
@@ -52,6 +53,9 @@ def merge_maps(
     by one offset per map, to above all ids that any of the maps ever used. Maps that descend from
     the same map (copies, parts, pruned ones) may have sessions in common: keyframes that are equal
     in all they hold are taken once, under the id of the first map that has them.
+
+    Args:
+        salvage: take what is sound of damaged maps.
 
     Returns:
         what became of each map, in their order.
@@ -66,7 +70,7 @@ def merge_maps(
         if resolved.count(path) > 1:
             raise MapError(f"{path}: is given twice; give each map once")
     with ExitStack() as stack:
-        maps = [stack.enter_context(MapReader(path)) for path in paths]
+        maps = [stack.enter_context(MapReader(path, salvage=salvage)) for path in paths]
         _check_models(maps)
         common = _common_sessions(maps)
         with new_map(out, maps, overwrite=overwrite) as store:
@@ -171,7 +175,11 @@ class _Placing:
                 (
                     names[int(columns.sessions[row])],
                     int(columns.stamps_ns[row]),
-                    int(columns.crcs[row]),
+                    columns.cameras[row],
+                    columns.frame_ids[row],
+                    columns.poses[row].tobytes(),
+                    columns.codes[row].tobytes(),
+                    columns.contents[row],
                 ),
             )
 

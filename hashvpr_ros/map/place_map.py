@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 import uuid
@@ -12,22 +13,39 @@ from pathlib import Path
 import numpy as np
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import calibration, good_copy, headings, verdicts
-from hashvpr_ros.map.buffered import chunks, damaged
+from hashvpr_ros.map import backup, calibration, files, headings, verdicts
+from hashvpr_ros.map.buffered import chunks
 from hashvpr_ros.map.ceiling import BoundedIndex, Views, new_index
 from hashvpr_ros.map.files import resolve
 from hashvpr_ros.map.index import HammingIndex
 from hashvpr_ros.map.info import MapInfo, count_contents
-from hashvpr_ros.map.maintenance import find_problems
-from hashvpr_ros.map.rescue import copy_with
+from hashvpr_ros.map.integrity import find_problems
 from hashvpr_ros.map.rows import NewPlace, check_text, make_row
-from hashvpr_ros.map.schema import MAX_ID, SQLITE_ERRORS, explain, version_of
+from hashvpr_ros.map.salvage import Salvage, salvage
+from hashvpr_ros.map.schema import (
+    MAX_ID,
+    SCHEMA_VERSION,
+    DamagedMapError,
+    check_meta,
+    reading,
+)
 from hashvpr_ros.map.searchable import SearchableMap
 from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import CODE_BYTES, Descriptor, Pose
 
+_log = logging.getLogger(__name__)
 # Keyframes that may wait in memory while the file cannot be written, before more are refused.
 MAX_WAITING = 4096
+
+
+@contextmanager
+def closing_on_error(store: Store) -> Iterator[Store]:
+    """Close a file where its map cannot be used."""
+    try:
+        yield store
+    except BaseException:
+        store.close()
+        raise
 
 
 class PlaceMap(SearchableMap):
@@ -37,17 +55,34 @@ class PlaceMap(SearchableMap):
     """
 
     def __init__(
-        self, store: Store, session: str, commit_period_s: float, index: HammingIndex
+        self,
+        store: Store,
+        session: str,
+        commit_period_s: float,
+        index: HammingIndex,
+        *,
+        verify: bool = False,
+        found: Salvage | None = None,
+        file_mode: int = files.FILE_MODE,
     ) -> None:
-        super().__init__(store, commit_period_s, index)
+        """Load an open file; see `open`."""
+        with store.moment():  # all that is read is of one moment, whoever writes meanwhile
+            super().__init__(store, commit_period_s, index, found)
+            with reading(self.path, "loading"):
+                self._next_id = store.next_id() if found is None else found.last_id + 1
+            if verify:
+                store.verify()
         self._long_reads = threading.Lock()  # taken before `_lock` where both are
         self._reader: sqlite3.Connection | None = None  # of the long read that goes on
-        self._good_copy_verified = False
-        self._next_id = store.next_id()
+        self._verified = verify  # all of the file, since it was opened
+        self._copy_verified = False
+        self._file_mode = file_mode
+        self.left_out_damaged = () if found is None else found.left_out
         self.session = ""
         if not self.read_only:
             self.start_session(session)
             store.start_writing()
+        store.check_unchanged()
 
     @classmethod
     def open(
@@ -63,8 +98,14 @@ class PlaceMap(SearchableMap):
         commit_period_s: float = 1.0,
         index: str = "exact",
         max_index_mb: int = 0,
+        verify: bool = False,
+        on_damage: str = "refuse",
+        file_mode: int = files.FILE_MODE,
     ) -> PlaceMap:
         """Open a map and load its codes; create the file where there is none.
+
+        Whatever is read from the file is tested by its checksum first: all but features and
+        thumbnails here, these when they are asked for.
 
         Args:
             path: of the file; "" keeps the map in memory.
@@ -73,12 +114,18 @@ class PlaceMap(SearchableMap):
             commit_period_s: the longest that an added keyframe waits to be written.
             index, max_index_mb: how codes are searched and how much memory that may take, see
                 the parameters `map.index` and `map.max_index_mb`.
+            verify: check all of the file now, features and thumbnails too.
+            on_damage: "refuse", or "drop", which also means `verify`: use what is sound, see
+                `left_out_damaged`. To go on writing, what is sound is written as a new file, and
+                the damaged one is kept beside it.
+            file_mode: permissions of the files that are made: a new map, and its copies.
 
         Raises:
             ConfigError: such an index cannot be had here.
             MapNotFoundError: no such file and it is not to be created.
             WrongModelError: made by another model.
-            MapError: foreign, damaged, newer or locked. The file is untouched in every case.
+            DamagedMapError: damaged, or nothing of it can be used.
+            MapError: foreign, newer or locked. The file is untouched in every case.
         """
         meta = {
             "fingerprint": fingerprint,
@@ -87,16 +134,40 @@ class PlaceMap(SearchableMap):
         }
         if not fingerprint or not feature_dim:
             create = False  # a new map must say what made it
-        empty = new_index(index, max_index_mb)
-        store = Store.open(path, meta, read_only=read_only, create=create)
-        try:
-            return cls(store, session, commit_period_s, empty)
-        except BaseException as e:
+
+        new_index(index, max_index_mb)  # says before a file is made that there is no such index
+
+        def load(found: Salvage | None = None, verify: bool = verify) -> PlaceMap:
+            empty = new_index(index, max_index_mb)
+            return cls(
+                store, session, commit_period_s, empty,
+                verify=verify, found=found, file_mode=file_mode,
+            )  # fmt: skip
+
+        drop = on_damage == "drop"
+        with closing_on_error(
+            Store.open(path, meta, read_only=read_only, create=create, file_mode=file_mode)
+        ) as store:
+            try:
+                store.check_model(meta)
+                return load(verify=verify or drop)
+            except DamagedMapError as e:
+                damage = store.blame_log(e)
+                if not drop:
+                    raise damage from e
+                store.close()
+        with closing_on_error(Store.open(path, meta, read_only=read_only, create=False)) as store:
+            found = salvage(store)
+            check_meta(found.meta, meta, Path(path))
+            _log.warning("%s", damage)
+            if read_only:
+                return load(found, verify=False)
+            left_out = backup.replace_by_sound(store, found, file_mode)
             store.close()
-            # Damage can change the type and the range of a value, too.
-            if isinstance(e, (*SQLITE_ERRORS, ValueError, TypeError)):
-                raise damaged(e, path) from e
-            raise
+        with closing_on_error(Store.open(path, meta, read_only=False, create=False)) as store:
+            place_map = load()
+            place_map.left_out_damaged = left_out
+            return place_map
 
     @classmethod
     def read_info(cls, path: str | Path) -> MapInfo:
@@ -168,6 +239,7 @@ class PlaceMap(SearchableMap):
                 return []
             self._next_id += len(rows)
             self._rows.add(rows)
+            self._recorded.add(self._session_numbers[self.session])
             number = self._session_numbers[self.session]
             columns = (
                 np.frombuffer(b"".join(r.code for r in rows), np.uint8).reshape(-1, CODE_BYTES),
@@ -232,7 +304,7 @@ class PlaceMap(SearchableMap):
             ids = sorted(poses)
             known: set[int] = set()
             for chunk in chunks([i for i in ids if 1 <= i <= MAX_ID]):
-                known.update(row[0] for row in self._rows.read(self._store.keyframes, chunk))
+                known.update(k.id for k in self._rows.read(self._store.keyframes, chunk))
         if unknown := set(ids) - known:
             raise ValueError(f"{self.path}: there is no keyframe {min(unknown)}")
         for chunk in chunks(ids):
@@ -290,6 +362,7 @@ class PlaceMap(SearchableMap):
             self._rows.forget()
             self._index = self._index.emptied()
             self._session_numbers = {}
+            self._recorded = set()
             self.start_session(self.session)
             return removed
 
@@ -311,7 +384,7 @@ class PlaceMap(SearchableMap):
                 model_name=self.model_name,
                 fingerprint=self.fingerprint,
                 feature_dim=self.feature_dim,
-                schema_version=version_of(self._store.db),
+                schema_version=SCHEMA_VERSION,
                 keyframes=len(self),
                 with_pose=contents.with_pose,
                 with_thumbnail=contents.with_thumbnail,
@@ -372,10 +445,8 @@ class PlaceMap(SearchableMap):
                 db.interrupt()
 
     def _open_reader(self) -> sqlite3.Connection | None:
-        try:
+        with reading(self.path):
             return self._store.reader()
-        except SQLITE_ERRORS as e:
-            raise explain(e, self.path, "reading") from e
 
     def copy_to(self, path: str | Path, *, overwrite: bool = False) -> int:
         """Write a complete copy atomically; returns how many keyframes it holds.
@@ -387,20 +458,26 @@ class PlaceMap(SearchableMap):
             MapError: the target exists and is not to be overwritten, is open, or cannot be
                 written.
         """
+        if self.read_only and self.left_out_damaged:
+            raise DamagedMapError(
+                f"{self.path}: damaged, so no copy is made of it; `hashvpr map prune --salvage` "
+                "makes a map of what is sound"
+            )
         with self._snapshot(must_flush=False) as db:
-            return copy_with(db, list(self._rows.waiting.values()), path, overwrite=overwrite)
+            waiting = list(self._rows.waiting.values())
+            return backup.copy_with(db, waiting, path, overwrite=overwrite, mode=self._file_mode)
 
     def verify(self) -> list[str]:
         """Check the whole file, see `find_problems`; an empty list means that it is sound."""
         with self._snapshot() as db:
-            problems = find_problems(db, self.feature_dim)
+            problems = find_problems(db)
             with self._lock:  # the writer stands still
                 return self._store.file_problems() + problems
 
     def keep_good_copy(self) -> bool:
-        """Keep a verified copy beside the file, see `good_copy.keep`; False where it is kept.
+        """Keep a verified copy beside the file, see `backup.keep`; False where it is kept.
 
-        The first call also verifies a copy that is kept already.
+        The first call since opening also checks all of the map, and of a copy that is as the map.
 
         Raises:
             DamagedMapError: the map is damaged. MapError: it has lost keyframes that the copy
@@ -409,11 +486,15 @@ class PlaceMap(SearchableMap):
         if not self.path or self.read_only:
             return False
         with self._snapshot() as db:
-            try:
-                verify, self._good_copy_verified = not self._good_copy_verified, True
-                return good_copy.keep(db, Path(self.path), self.feature_dim, verify_former=verify)
-            except SQLITE_ERRORS as e:
-                raise explain(e, self.path, "copying") from e
+            made = backup.keep(
+                db,
+                Path(self.path),
+                verify_map=not self._verified,
+                verify_former=not self._copy_verified,
+                mode=self._file_mode,
+            )
+            self._verified = self._copy_verified = True
+            return made
 
     def close(self) -> None:
         """Write the open batch and close the file; calling it again does nothing.

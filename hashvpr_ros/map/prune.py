@@ -35,6 +35,7 @@ def prune_map(
     keep: int | None = None,
     max_bytes: int | None = None,
     overwrite: bool = False,
+    salvage: bool = False,
     progress: Progress = no_progress,
 ) -> Pruned:
     """Write a map without its redundant keyframes, see `find_redundant`; ids survive.
@@ -43,12 +44,16 @@ def prune_map(
         nearness: when a keyframe is redundant; None: the default.
         keep: keyframes; no more go when there are so few. None: no such bound.
         max_bytes: of the file; no more go when it is so small. None: no such bound.
+        salvage: take what is sound of a damaged map.
         progress: called for each keyframe that is compared.
 
     Raises:
         MapError: the map cannot be read or `out` not be written. There is no new `out` then.
     """
-    with MapReader(path) as source, new_map(out, [source], overwrite=overwrite) as store:
+    with (
+        MapReader(path, salvage=salvage) as source,
+        new_map(out, [source], overwrite=overwrite) as store,
+    ):
         columns = source.columns
         before = len(columns)
         found = find_redundant(columns, nearness or Nearness(), progress)

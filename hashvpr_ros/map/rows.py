@@ -1,10 +1,10 @@
-"""One keyframe as it is written: its columns, its checksum, and the checks on both ways."""
+"""One keyframe as it is written: its columns, its checksums, and the checks on both ways."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.types import CODE_BYTES, Descriptor, Keyframe, Pose
+
+# Bounds of what a row holds, so that a reader can refuse what no map has before it is in memory.
+MAX_NAME_BYTES = 65_536  # of a camera, a session, a frame
+MAX_THUMBNAIL_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -67,42 +71,99 @@ def make_row(id_: int, session: str, place: NewPlace, feature_dim: int) -> Row:
         check_text(pose.frame_id, "frame of a pose")
     check_text(place.camera, "camera")
     thumbnail = None if place.thumbnail is None else bytes(place.thumbnail)
+    if thumbnail is not None and len(thumbnail) > MAX_THUMBNAIL_BYTES:
+        raise MapError(
+            f"a thumbnail may have {MAX_THUMBNAIL_BYTES} bytes, not {len(thumbnail)}; make it "
+            "smaller"
+        )
     return Row(
         id_, session, place.camera, stamp_ns, pose, code.tobytes(), half.tobytes(), thumbnail
     )
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise MapError for a name that UTF-8 cannot hold, as names of files sometimes are."""
+    """Raise MapError for a name that UTF-8 cannot hold, or that is too long for one."""
     try:
-        text.encode()
+        size = len(text.encode())
     except (UnicodeEncodeError, AttributeError):
         raise MapError(f"the name of a {what} must be text, not {text!r}") from None
+    if size > MAX_NAME_BYTES:
+        raise MapError(
+            f"the name of a {what} has {size} bytes, but may have {MAX_NAME_BYTES}; shorten it"
+        )
 
 
-def row_crc(
-    camera: str,
-    stamp_ns: int,
-    pose_values: Sequence[float | str | None],
-    code: bytes,
-    feature: bytes,
-    thumbnail: bytes | None,
-) -> int:
-    """CRC-32 of everything that a keyframe holds, to find flipped bits in stored content."""
-    crc = zlib.crc32(camera.encode())
-    crc = zlib.crc32(struct.pack("<q", stamp_ns), crc)
-    crc = zlib.crc32(repr(tuple(pose_values)).encode(), crc)
-    for part in (code, feature, thumbnail or b""):
-        crc = zlib.crc32(part, crc)
-    return crc
+# The columns of the table `keyframes`, in its order, without the last, `crc`, which covers them.
+KEYFRAME_COLUMNS = (
+    "id, session_id, camera, stamp_ns, frame_id, px, py, pz, qx, qy, qz, qw, code, feature_crc, "
+    "thumbnail_crc"
+)
+_NUMBERS = struct.Struct("<qqqqqq")
+_NUMBERS_AND_POSE = struct.Struct("<qqqqqq7d")
 
 
-def matches_crc(crc: int, camera: str, *content: Any) -> bool:
-    """Whether stored content, as `row_crc` takes it, is what was written; of any type."""
+def keyframe_crc(values: Sequence[Any]) -> int:
+    """CRC-32 of a row of `keyframes`.
+
+    Args:
+        values: those of `KEYFRAME_COLUMNS`.
+
+    Raises:
+        ValueError, TypeError, AttributeError, struct.error: values of other types than were
+            written.
+    """
+    # Written for speed: this is asked of each keyframe that is loaded.
+    id_, session, camera, stamp_ns, frame_id, px, py, pz, qx, qy, qz, qw, code, of, thumb = values
+    name = camera.encode()
+    if thumb is None:
+        thumb = -1  # no thumbnail
+    if frame_id is not None:
+        numbers = _NUMBERS_AND_POSE.pack(
+            id_, session, stamp_ns, of, thumb, len(name), px, py, pz, qx, qy, qz, qw
+        )
+        return zlib.crc32(numbers + code + name + frame_id.encode())
+    if not px is py is pz is qx is qy is qz is qw is None:
+        raise TypeError("a pose without a frame")
+    numbers = _NUMBERS.pack(id_, session, stamp_ns, of, thumb, len(name))
+    return zlib.crc32(numbers + code + name)
+
+
+def is_sound(values: Sequence[Any]) -> bool:
+    """Whether a row of `keyframes` is what was written, whatever its types.
+
+    Args:
+        values: those of `KEYFRAME_COLUMNS`, then `crc`.
+    """
     try:
-        return row_crc(camera, *content) == crc
-    except (TypeError, AttributeError, UnicodeEncodeError, struct.error):
+        return type(values[-1]) is int and keyframe_crc(values[:-1]) == values[-1]
+    except (ValueError, TypeError, AttributeError, struct.error):
         return False  # damage can change the type of a value, too
+
+
+def check_blob(blob: object, crc: int | None, what: str, id_: int) -> bytes | None:
+    """A feature or a thumbnail as it was written.
+
+    Args:
+        blob: what the file has; None: it has none.
+        crc: its CRC-32; None: none was written.
+        what, id_: "feature" or "thumbnail", and of which keyframe, for the error.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not is_blob(blob, crc):
+        raise ValueError(f"the {what} of keyframe {id_} does not match its checksum")
+    return blob  # type: ignore[return-value]
+
+
+def is_blob(blob: object, crc: int | None) -> bool:
+    """Whether a feature or a thumbnail is what was written; both None where none was."""
+    return (isinstance(blob, bytes) and zlib.crc32(blob) == crc) or blob is crc is None
+
+
+def values_crc(*values: Any) -> int:
+    """CRC-32 of a row of a small table, types included: damage can make a number of a text."""
+    return zlib.crc32(ascii(values).encode())
 
 
 def texts(values: Collection, *types: type) -> Collection:
@@ -124,39 +185,46 @@ def pose_columns(pose: Pose | None) -> tuple[str | float | None, ...]:
     return (pose.frame_id, *(float(v) + 0.0 for v in (*pose.position_m, *pose.orientation)))
 
 
-def keyframe_from_columns(values: Sequence) -> Keyframe:
-    """A keyframe from id, session, camera, stamp_ns, and the eight of `pose_columns`.
+def keyframe_from_columns(values: Sequence[Any], sessions: Mapping[int, str]) -> Keyframe:
+    """A keyframe as it was written.
+
+    Args:
+        values: those of `KEYFRAME_COLUMNS`, then `crc`.
+        sessions: names by number.
 
     Raises:
-        MapError: values of other types than were written.
+        ValueError: the values do not match their checksum. LookupError: there is no such session.
     """
-    id_, session, camera, stamp_ns, frame_id, *numbers = values
-    sound = isinstance(session, str) and isinstance(camera, str) and isinstance(stamp_ns, int)
+    if not is_sound(values):
+        raise ValueError(f"keyframe {values[0]!r} does not match its checksum")
+    id_, session, camera, stamp_ns, frame_id, *numbers = values[:12]
     pose = None
-    if numbers != [None] * 7:
-        sound = sound and isinstance(frame_id, str) and all(isinstance(v, float) for v in numbers)
+    if frame_id is not None:
         pose = Pose(tuple(numbers[:3]), tuple(numbers[3:]), frame_id)  # type: ignore[arg-type]
-    if not sound:
-        raise MapError(f"keyframe {id_} of the map is damaged; restore the map from a copy")
-    return Keyframe(id_, session, camera, stamp_ns, pose)
+    if session not in sessions:
+        raise LookupError(f"keyframe {id_} is of a session that is not there")
+    return Keyframe(id_, sessions[session], camera, stamp_ns, pose)
 
 
-def row_from_columns(values: Sequence, feature_dim: int) -> Row:
-    """A row from id, session, camera, stamp_ns, `pose_columns`, code, crc, feature, thumbnail.
+def row_from_columns(values: Sequence[Any], sessions: Mapping[int, str], feature_dim: int) -> Row:
+    """A keyframe with all that it holds, as it was written.
+
+    Args:
+        values: those of `KEYFRAME_COLUMNS`, then `crc`, feature and thumbnail.
 
     Raises:
-        ValueError: the content does not match its checksum, or values have other types.
+        ValueError, LookupError: the content does not match its checksums.
     """
-    *head, code, crc, feature, thumbnail = values
-    id_, session, camera, stamp_ns, *pose = head
-    if not isinstance(session, str):
-        raise ValueError(f"keyframe {id_} has a session without a name")
-    if not isinstance(feature, bytes) or len(feature) != 2 * feature_dim:
-        raise ValueError(f"the feature of keyframe {id_} is missing or of a wrong size")
-    if not matches_crc(crc, camera, stamp_ns, pose, code, feature, thumbnail):
-        raise ValueError(f"keyframe {id_} does not match its checksum")
-    found = keyframe_from_columns(head)
-    return Row(id_, session, camera, stamp_ns, found.pose, code, feature, thumbnail)
+    *columns, feature, thumbnail = values
+    found = keyframe_from_columns(columns, sessions)
+    code, feature_crc, thumbnail_crc = columns[12:15]
+    feature = check_blob(feature, feature_crc, "feature", found.id)
+    if feature is None or len(feature) != 2 * feature_dim:
+        raise ValueError(f"the feature of keyframe {found.id} has a wrong size")
+    thumbnail = check_blob(thumbnail, thumbnail_crc, "thumbnail", found.id)
+    return Row(
+        found.id, found.session, found.camera, found.stamp_ns, found.pose, code, feature, thumbnail
+    )
 
 
 # All half-precision numbers as single-precision ones: half the time that numpy's conversion takes.

@@ -1,58 +1,92 @@
-"""The file format of a map: application id, schema version, tables, and checks before opening."""
+"""The file format of a map: application id, schema version, tables, and checks before opening.
+
+And what is said of a file that is not as it was written: `reading` is the one place where whatever
+damage raises becomes a `MapError`.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import sqlite3
 import struct
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import checks, verdicts
-from hashvpr_ros.map.files import is_read_only, size_of, wal_of
-from hashvpr_ros.map.remedy import remedy
+from hashvpr_ros.map.connection import connect_unchanging
+from hashvpr_ros.map.files import good_copy_of, is_read_only, size_of, wal_of
+from hashvpr_ros.map.rows import MAX_THUMBNAIL_BYTES
 
 APPLICATION_ID = 0x48565052  # "HVPR"
-SCHEMA_VERSION = 2  # 1: without the table `checks`; see `migration`
+SCHEMA_VERSION = 3
 MAX_ID = 2**31 - 1
 MAX_FEATURE_DIM = 65536
 
+# Each row has a checksum, `crc`, of all that it holds. That of a keyframe covers the checksums of
+# its feature and its thumbnail, too. `checks` has for each of these tables the number of its rows
+# and the sum of their checksums, so that a row that is lost is missed; see `integrity`.
+#
 # Features and thumbnails have tables of their own: loading all codes at start then reads no page
 # of theirs, and reading a hundred features touches no thumbnail.
 SCHEMA = f"""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL,
+    crc INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE
+    name TEXT NOT NULL UNIQUE,
+    crc INTEGER NOT NULL
 );
 CREATE TABLE keyframes (
-    id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id BETWEEN 1 AND {MAX_ID}),
+    id INTEGER PRIMARY KEY CHECK (id BETWEEN 1 AND {MAX_ID}),
     session_id INTEGER NOT NULL REFERENCES sessions (id),
     camera TEXT NOT NULL,
     stamp_ns INTEGER NOT NULL,
     frame_id TEXT,
     px REAL, py REAL, pz REAL, qx REAL, qy REAL, qz REAL, qw REAL,
     code BLOB NOT NULL CHECK (length(code) = 64),
+    feature_crc INTEGER NOT NULL,
+    thumbnail_crc INTEGER,
     crc INTEGER NOT NULL
 );
 CREATE TABLE features (
     id INTEGER PRIMARY KEY REFERENCES keyframes (id),
-    feature BLOB NOT NULL
+    feature BLOB NOT NULL CHECK (length(feature) <= {2 * MAX_FEATURE_DIM})
 );
 CREATE TABLE thumbnails (
     id INTEGER PRIMARY KEY REFERENCES keyframes (id),
-    jpeg BLOB NOT NULL
+    jpeg BLOB NOT NULL CHECK (length(jpeg) <= {MAX_THUMBNAIL_BYTES})
 );
-{checks.TABLE};
+CREATE TABLE verdicts (
+    query_ns INTEGER NOT NULL,
+    match_id INTEGER NOT NULL,
+    verdict TEXT NOT NULL,
+    log_odds REAL,
+    crc INTEGER NOT NULL,
+    PRIMARY KEY (query_ns, match_id)
+) WITHOUT ROWID;
+CREATE TABLE checks (
+    name TEXT PRIMARY KEY,
+    count INTEGER NOT NULL,
+    sum INTEGER NOT NULL,
+    crc INTEGER NOT NULL
+) WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 # What reading a damaged file may raise: the second where SQLite's message quotes the damage.
-SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+SQLITE_ERRORS = (sqlite3.Error, sqlite3.Warning, UnicodeDecodeError)
+# What values may raise that are not as they were written.
+_BAD_VALUES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
+DAMAGE = (*SQLITE_ERRORS, *_BAD_VALUES)
 
 _MAGIC = b"SQLite format 3\x00"
 
@@ -69,6 +103,57 @@ class WrongModelError(MapError):
     """The map was made by another model than the one in use."""
 
 
+class DamagedMapError(MapError):
+    """The map is not as it was written."""
+
+
+@contextmanager
+def reading(path: str | Path, doing: str = "reading") -> Iterator[None]:
+    """Turn whatever damage raises while a map is read or changed into one sentence.
+
+    Args:
+        path: of the map; "" in memory.
+        doing: what is done, for errors of SQLite.
+
+    Raises:
+        MapError: SQLite or the system cannot do it. DamagedMapError: the map is damaged.
+    """
+    try:
+        yield
+    except SQLITE_ERRORS as e:
+        raise explain(e, path, doing) from e
+    except _BAD_VALUES as e:
+        raise DamagedMapError(f"{path}: damaged ({one_line(e)}); {remedy(path)}") from e
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line and not longer than that; a damaged value can be long."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def remedy(path: str | Path, otherwise: str = "restore it from a copy") -> str:
+    """The end of a sentence that says that a map is damaged.
+
+    Args:
+        otherwise: what helps where there is no good copy.
+    """
+    good = good_copy_of(os.path.realpath(path))
+    if not good.is_file():
+        return otherwise
+    date = datetime.fromtimestamp(good.stat().st_mtime)
+    held = "an unknown number of"
+    with (
+        suppress(*SQLITE_ERRORS, MapError),
+        closing(connect_unchanging(good)) as db,
+    ):
+        check_tables(db, good)  # of a view, counting may have no end
+        held = str(db.execute("SELECT count(*) FROM keyframes").fetchone()[0])
+    return (
+        f"`hashvpr map restore {shlex.quote(str(path))}` brings back the last good copy, of "
+        f"{date:%Y-%m-%d %H:%M} with {held} keyframes"
+    )
+
+
 def check_header(fd: int, path: Path) -> None:
     """Refuse what is not a readable map of this version, by its first 100 bytes.
 
@@ -78,10 +163,13 @@ def check_header(fd: int, path: Path) -> None:
     Raises:
         NewerMapError, MapError: foreign, newer, empty or truncated file.
     """
-    header = os.pread(fd, 100, 0)
+    try:
+        header = os.pread(fd, 100, 0)
+    except OSError as e:  # as of files of the kernel, which pass for regular ones
+        raise MapError(f"{path}: cannot be read: {e.strerror}; give the path of a map") from e
     size = os.fstat(fd).st_size
     if size == 0:
-        raise MapError(
+        raise DamagedMapError(
             f"{path}: the file is empty, so it is no map; "
             f"{remedy(path, 'delete it or give another')}"
         )
@@ -98,7 +186,12 @@ def check_header(fd: int, path: Path) -> None:
             f"{remedy(path, 'give another path')}"
         )
     if version == 0:
-        raise MapError(f"{path}: damaged, it has no schema version; {remedy(path)}")
+        raise DamagedMapError(f"{path}: damaged, it has no schema version; {remedy(path)}")
+    if version < SCHEMA_VERSION:
+        raise MapError(
+            f"{path}: made by a version before the first release (schema {version}, this one "
+            f"reads {SCHEMA_VERSION}); build it anew from its images"
+        )
     if version > SCHEMA_VERSION:
         raise NewerMapError(
             f"{path}: made by a newer hashvpr_ros (schema {version}, this one reads up to "
@@ -109,7 +202,9 @@ def check_header(fd: int, path: Path) -> None:
     (pages,) = struct.unpack_from(">I", header, 28)
     # With a log, the missing pages may be there.
     if size < page_size * pages and not size_of(wal_of(path)):
-        raise MapError(f"{path}: truncated ({size} bytes of {page_size * pages}); {remedy(path)}")
+        raise DamagedMapError(
+            f"{path}: truncated ({size} bytes of {page_size * pages}); {remedy(path)}"
+        )
 
 
 def header_problems(header: bytes) -> Iterator[str]:
@@ -143,18 +238,13 @@ _Object = tuple[str, str, str | None]  # kind, table and SQL of a table or an in
 def _objects() -> dict[str, _Object]:
     """What SQLite keeps of each table and index of a map, by name."""
     with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(f"{SCHEMA}; {verdicts.TABLE}")
+        db.executescript(SCHEMA)
         return _objects_of(db)
 
 
 def _objects_of(db: sqlite3.Connection) -> dict[str, _Object]:
     rows = db.execute("SELECT name, type, tbl_name, sql FROM sqlite_master")
     return {name: (kind, table, sql) for name, kind, table, sql in rows}
-
-
-def version_of(db: sqlite3.Connection) -> int:
-    """The schema version of a map, 1 to `SCHEMA_VERSION`."""
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def check_tables(db: sqlite3.Connection, path: Path) -> None:
@@ -169,16 +259,9 @@ def check_tables(db: sqlite3.Connection, path: Path) -> None:
             raise MapError(
                 f"{path}: holds a {kind} ({name!r}), so it is no map; give another path"
             )
-    absent = set() if version_of(db) >= 2 else {"checks"}
-    if "verdicts" not in found:  # made when it is needed
-        absent.add("verdicts")
-    wrong = {
-        of[1]
-        for name, of in _objects().items()
-        if found.get(name) != (None if of[1] in absent else of)
-    }
+    wrong = {of[1] for name, of in _objects().items() if found.get(name) != of}
     if wrong:
-        raise MapError(
+        raise DamagedMapError(
             f"{path}: damaged, these tables are missing or altered: {', '.join(sorted(wrong))}; "
             f"{remedy(path)}"
         )
@@ -191,7 +274,7 @@ def check_tables(db: sqlite3.Connection, path: Path) -> None:
             )
 
 
-def check_meta(have: dict[str, str], want: dict[str, str], path: Path) -> None:
+def check_meta(have: Mapping[str, str], want: Mapping[str, str], path: Path) -> None:
     """Compare what a map records of itself with the engine in use.
 
     Args:
@@ -203,12 +286,14 @@ def check_meta(have: dict[str, str], want: dict[str, str], path: Path) -> None:
     """
     missing = {"map_id", "fingerprint", "feature_dim"} - have.keys()
     if missing:
-        raise MapError(f"{path}: damaged, it lacks {', '.join(sorted(missing))}; {remedy(path)}")
-    if not all(isinstance(value, str) for value in have.values()):
-        raise MapError(f"{path}: damaged, what it records is not text; {remedy(path)}")
+        raise DamagedMapError(
+            f"{path}: damaged, it lacks {', '.join(sorted(missing))}; {remedy(path)}"
+        )
     dim = have["feature_dim"]
     if not (dim.isdecimal() and 1 <= int(dim[:9]) <= MAX_FEATURE_DIM):
-        raise MapError(f"{path}: damaged, features cannot have {dim!r} values; {remedy(path)}")
+        raise DamagedMapError(
+            f"{path}: damaged, features cannot have {dim[:20]!r} values; {remedy(path)}"
+        )
     for key in ("fingerprint", "feature_dim"):
         if want.get(key) and want[key] != have[key]:
             raise WrongModelError(
@@ -224,9 +309,18 @@ def _on_read_only(path: str | Path) -> bool:
     return str(path) != "" and is_read_only(Path(path))
 
 
+def cannot_write(error: OSError, path: Path) -> MapError:
+    """Turn what the system says of a file that is to be made into a sentence with a remedy."""
+    helps = "check the folder"
+    if error.errno == errno.EROFS:
+        helps = "its disk is read-only; make it writable, or give a path on another disk"
+    return MapError(f"{path}: cannot be written: {error.strerror}; {helps}")
+
+
 def explain(error: Exception, path: str | Path, doing: str) -> MapError:
     """Turn one of `SQLITE_ERRORS` into a sentence with a remedy."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
+    kind = MapError
     where = str(path) or "map in memory"
     if "disk is full" in text:
         helps = "the disk is full; free some space"
@@ -243,8 +337,16 @@ def explain(error: Exception, path: str | Path, doing: str) -> MapError:
         helps = f"{text}; check the permissions of the file and its folder"
     elif "locked" in text or "busy" in text:
         helps = "another process holds it; close that one first"
-    elif isinstance(error, UnicodeDecodeError) or "malformed" in text or "not a database" in text:
+    elif isinstance(error, sqlite3.IntegrityError) and "UNIQUE" in text:
+        helps = (
+            f"another program has written to this map meanwhile ({text}); what it wrote stays; "
+            "keep the map on a local disk and let one program write it"
+        )
+    elif isinstance(error, (UnicodeDecodeError, sqlite3.DataError)) or any(
+        word in text for word in ("malformed", "not a database", "decode to UTF-8")
+    ):
+        kind = DamagedMapError
         helps = f"the file is damaged ({text}); {remedy(path)}"
     else:
         helps = text
-    return MapError(f"{where}: {doing} failed: {helps}")
+    return kind(f"{where}: {doing} failed: {helps}")

@@ -16,7 +16,9 @@ from hashvpr_ros.map.buffered import BufferedStore
 from hashvpr_ros.map.ceiling import BoundedIndex
 from hashvpr_ros.map.files import size_of, wal_of
 from hashvpr_ros.map.index import HammingIndex
-from hashvpr_ros.map.loading import fill_index
+from hashvpr_ros.map.loading import checked_batches, fill_index
+from hashvpr_ros.map.salvage import Salvage
+from hashvpr_ros.map.schema import reading
 from hashvpr_ros.map.store import Store
 from hashvpr_ros.types import CODE_BYTES, Keyframe
 
@@ -30,24 +32,47 @@ class SearchableMap:
     thumbnails and the rest are read from the file when they are asked for.
     """
 
-    def __init__(self, store: Store, commit_period_s: float, index: HammingIndex) -> None:
+    def __init__(
+        self,
+        store: Store,
+        commit_period_s: float,
+        index: HammingIndex,
+        found: Salvage | None = None,
+    ) -> None:
+        """Load what is searched by.
+
+        Args:
+            found: what is sound of a damaged map, which alone is used; None: it must be sound.
+
+        Raises:
+            DamagedMapError: it is not.
+        """
         self._store = store
         self._index = index
         self._lock = threading.RLock()
         self._closed = False
-        meta = store.meta()
+        meta = store.meta() if found is None else found.meta
         self.map_id = meta["map_id"]
         self.fingerprint = meta["fingerprint"]
         self.model_name = meta.get("model_name", "")
         self.feature_dim = int(meta["feature_dim"])
-        text = meta.get("calibration")
-        self.calibration = None if text is None else calibration.from_text(text)
-        self._headings_kept = meta.get("headings", "{}")
-        self.headings_rad: Mapping[str, float] = headings.from_text(self._headings_kept)
         self.path = "" if store.path is None else str(store.path)
-        self._rows = BufferedStore(store, self.path, self.feature_dim, commit_period_s)
         self.read_only = store.read_only
-        self._session_numbers = fill_index(index, store)
+        text = meta.get("calibration")
+        with reading(self.path, "loading"):
+            self.calibration = None if text is None else calibration.from_text(text)
+            self._headings_kept = meta.get("headings", "{}")
+            self.headings_rad: Mapping[str, float] = headings.from_text(self._headings_kept)
+            if found is None:
+                fill_index(index, store.count(), checked_batches(store))
+                self._session_numbers = store.sessions()
+            else:
+                fill_index(index, len(found), iter(found.batches))
+                self._session_numbers = {n: i for i, n in found.sessions.items()}
+                store.use_sessions(self._session_numbers)
+        self._rows = BufferedStore(store, self.path, self.feature_dim, commit_period_s)
+        # Numbers of sessions that hold keyframes.
+        self._recorded = set(np.unique(index.sessions).tolist())
 
     def __len__(self) -> int:
         """Keyframes of the map, those that are not in the index included."""
@@ -237,8 +262,8 @@ class SearchableMap:
 
     @property
     def session_count(self) -> int:
-        """Sessions that hold keyframes or are being recorded."""
-        return len(self._session_numbers)
+        """Sessions that hold keyframes."""
+        return len(self._recorded)
 
     def read_verdicts(self) -> list[verdicts.StoredVerdict]:
         """What back ends said of closures, by the stamp of the query."""
@@ -247,5 +272,7 @@ class SearchableMap:
             return self._rows.read(verdicts.read, self._store.db)
 
     def _check_open(self) -> None:
+        """Refuse to answer for a file that is closed, or that another program has changed."""
         if self._closed:
             raise MapError(f"{self.path or 'the map in memory'}: closed already")
+        self._store.check_unchanged()

@@ -19,6 +19,7 @@ def split_map(
     from_ns: int | None = None,
     to_ns: int | None = None,
     overwrite: bool = False,
+    salvage: bool = False,
 ) -> tuple[int, int]:
     """Write a part of a map; ids survive, the map itself stays as it is.
 
@@ -26,6 +27,7 @@ def split_map(
         sessions: names; none: all.
         from_ns, to_ns: stamps from the first on, before the second, so that parts that meet at a
             stamp share no keyframe. None: no bound.
+        salvage: take what is sound of a damaged map.
 
     Returns:
         how many keyframes the part holds, and how many the map.
@@ -34,7 +36,7 @@ def split_map(
         MapError: no such session, nothing in that time, the map cannot be read or `out` not be
             written. There is no new `out` then.
     """
-    with MapReader(path) as source:
+    with MapReader(path, salvage=salvage) as source:
         columns = source.columns
         numbers = {name: number for number, name in columns.session_names.items()}
         for name in sessions:

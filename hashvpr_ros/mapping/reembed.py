@@ -36,6 +36,7 @@ def reembed_map(
     engine: DescriptorEngine,
     *,
     overwrite: bool = False,
+    salvage: bool = False,
     progress: Progress = no_progress,
 ) -> Reembedded:
     """Write a map of the same keyframes with descriptors of another model.
@@ -44,6 +45,7 @@ def reembed_map(
     recognises less well than a map that the model made of the full images.
 
     Args:
+        salvage: take what is sound of a damaged map.
         progress: called for each keyframe that is written.
 
     Raises:
@@ -52,7 +54,7 @@ def reembed_map(
             failed. There is no new `out` then.
     """
     info = engine.info
-    with MapReader(path) as source:
+    with MapReader(path, salvage=salvage) as source:
         if (source.fingerprint, source.feature_dim) == (info.fingerprint, info.feature_dim):
             raise MapError(
                 f"{source.path}: made by this model ({info.name}) already, from full images; "

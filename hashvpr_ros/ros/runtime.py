@@ -18,10 +18,9 @@ import numpy as np
 from hashvpr_ros.config import Config, camera_headings, camera_names
 from hashvpr_ros.engine.factory import open_engine
 from hashvpr_ros.errors import EngineError, HashVprError, MapError
-from hashvpr_ros.map.good_copy import DamagedMapError
+from hashvpr_ros.map.backup import damage_of, keep_good_copy
 from hashvpr_ros.map.place_map import PlaceMap
-from hashvpr_ros.map.remedy import remedy
-from hashvpr_ros.map.restore import damage_of, keep_good_copy
+from hashvpr_ros.map.schema import DamagedMapError, remedy
 from hashvpr_ros.mapping.instants import Instants
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.ros.worker import BusyError, Worker
@@ -121,10 +120,14 @@ class Runtime:
         self.set_headings(camera_headings(config))
 
     def open_map(self, path: str, *, create: bool = True, session: str | None = None) -> PlaceMap:
-        """Open a map for the engine in the present mode; see `PlaceMap.open` for the errors."""
+        """Open a map for the engine in the present mode; see `PlaceMap.open` for the errors.
+
+        All of it is checked. What a damaged map is used without, by `map.on_damage`, is an error
+        that is reported.
+        """
         read_only = self.mode is Mode.LOCALIZATION and path != ""
-        return PlaceMap.open(
-            Path(path).expanduser() if path else "",
+        place_map = PlaceMap.open(
+            path,
             self.info.fingerprint,
             self.info.feature_dim,
             model_name=self.info.name,
@@ -134,7 +137,14 @@ class Runtime:
             commit_period_s=_COMMIT_SHARE * self.config.map.commit_period_s,
             index=self.config.map.index,
             max_index_mb=self.config.map.max_index_mb,
+            verify=True,
+            on_damage=self.config.map.on_damage,
+            file_mode=int(self.config.map.file_mode, 8),
         )
+        if place_map.left_out_damaged:
+            left_out = "; ".join(place_map.left_out_damaged)
+            self._on_error(MapError(f"{place_map.path}: damaged, and used without: {left_out}"))
+        return place_map
 
     def _model(self) -> dict[str, str]:
         """What a map records of its model, for the engine in use."""
@@ -145,7 +155,7 @@ class Runtime:
         }
 
     def _keep_good_copy(self, place_map: PlaceMap) -> None:
-        """Keep a copy where the map is sound; a robot goes on without one, and with damage."""
+        """Keep a copy where the map is sound; a robot goes on without one."""
         if not self.config.map.keep_good_copy:
             return
         try:
@@ -166,7 +176,7 @@ class Runtime:
         """
         if overwrite and self.config.map.keep_good_copy:
             try:
-                keep_good_copy(path)
+                keep_good_copy(path, int(self.config.map.file_mode, 8))
             except MapError as e:
                 _log.warning("no good copy is made of what is replaced: %s", e)
         return self.map.copy_to(path, overwrite=overwrite)
@@ -251,7 +261,8 @@ class Runtime:
                 self.commit()
                 return self.map
             # Before it is opened for writing, which changes the file.
-            if problems := damage_of(path, self._model()):
+            drop = self.config.map.on_damage == "drop"
+            if not drop and (problems := damage_of(path, self._model())):
                 raise MapError(f"{path}: damaged, {problems[0]}; {remedy(path)}")
             new = self.open_map(str(path), create=False)
             try:

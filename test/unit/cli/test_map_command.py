@@ -3,6 +3,7 @@
 import re
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,7 +195,9 @@ def test_a_command_that_replaces_a_map_keeps_a_good_copy_to_restore(run, tmp_pat
     said = well(run("map", "restore", out))
     assert f"{out}: 3 keyframes" in said and f"{out}.damaged-" in said
     assert "sound, 3 keyframes" in well(run("map", "verify", out))
-    refused(run("map", "restore", first), "no good copy")
+    refused(run("map", "restore", first), "is sound; leave it\n")  # which needs no copy
+    first.write_bytes(b"")
+    refused(run("map", "restore", first), "no good copy", "prune --salvage")
 
 
 def test_what_is_replaced_and_damaged_leaves_the_copy_and_is_said(run, tmp_path):
@@ -222,23 +225,56 @@ def test_a_damaged_map(run, built):
     at = whole.find(thumbnail[-60:]) + 30
     built.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
     done = run("map", "verify", built)
-    refused(done, built, "damaged (1 problem", "restore it from a copy")
+    refused(done, built, "damaged (1 problem)", "restore it from a copy")
     assert "keyframe 2" in done.out
     built.write_bytes(whole[: len(whole) // 2])
     refused(run("map", "verify", built), built)
 
 
 def test_damage_that_info_stops_at_is_listed(run, tmp_path):
-    path = small_map(tmp_path / "m", 3)
-    for table in ("keyframes SET camera = CAST(camera AS BLOB)", "sessions SET name = x'00'"):
+    for number, table in enumerate(
+        ("keyframes SET camera = CAST(camera AS BLOB)", "sessions SET name = x'00'")
+    ):
+        path = small_map(tmp_path / f"m{number}", 3)
         with closing(sqlite3.connect(path)) as db:
             db.execute(f"UPDATE {table} WHERE id = 1")
             db.commit()
-        refused(run("map", "info", path, "--json", tmp_path / "x"), path, "damaged (a name is no")
+        reason = "checksum" if "keyframes" in table else "table sessions: a row does not match"
+        refused(run("map", "info", path, "--json", tmp_path / "x"), path, "damaged", reason)
         done = run("map", "verify", path)
         refused(done, path, "damaged (")
-        assert "do not match their checksum" in done.out or "keyframe 1: its content" in done.out
+        assert reason in done.out
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("map", "merge", "{path}", "{sound}", "{out}"),
+        ("map", "prune", "{path}", "{out}"),
+        ("map", "split", "{path}", "{out}", "--session", "s6"),
+        ("map", "export", "{path}", "{out}.csv", "--format", "csv"),
+    ],
+)
+def test_a_damaged_source_is_used_by_salvage_alone(run, tmp_path, command):
+    path, sound = small_map(tmp_path / "m", 6), small_map(tmp_path / "sound", 3)
+    out = tmp_path / "out"
+    command = [word.format(path=path, sound=sound, out=out) for word in command]
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE keyframes SET stamp_ns = stamp_ns + 1 WHERE id = 2")
+        db.commit()
+    before = path.read_bytes()
+    refused(run(*command), path, "damaged (keyframe 2: its content", "--salvage")
+    assert not list(tmp_path.glob("out*"))
+    done = run(*command, "--salvage")
+    well(done)
+    assert f"{path}: damaged; left out: 1 of 6 keyframes" in done.err
+    assert path.read_bytes() == before
+    if command[1] == "export":
+        assert len(Path(f"{out}.csv").read_text().splitlines()) == 6
+    else:
+        with PlaceMap.open(out, read_only=True, create=False, verify=True) as place_map:
+            assert len(place_map) == (8 if command[1] == "merge" else 5)
 
 
 # map merge, prune, split, export, reembed

@@ -14,12 +14,11 @@ from test_store import crash
 
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map import files
+from hashvpr_ros.map.backup import damage_of, keep_good_copy, restore
 from hashvpr_ros.map.edit import MapReader
-from hashvpr_ros.map.good_copy import DamagedMapError
+from hashvpr_ros.map.files import good_copy_of
 from hashvpr_ros.map.place_map import PlaceMap
-from hashvpr_ros.map.remedy import good_copy_of
-from hashvpr_ros.map.restore import damage_of, keep_good_copy, restore
-from hashvpr_ros.map.schema import MapNotFoundError, NewerMapError
+from hashvpr_ros.map.schema import DamagedMapError, MapNotFoundError, NewerMapError
 
 
 @pytest.fixture
@@ -97,10 +96,10 @@ def test_a_damaged_map_does_not_replace_the_copy(path, good, what):
         add_places(place_map, 21, 25)
     before = good.read_bytes()
     flip(path, what)
-    with open_map(path) as place_map:
-        with pytest.raises(DamagedMapError, match=r"damaged \(.*hashvpr map restore .*with 20"):
-            place_map.keep_good_copy()
-        assert good.read_bytes() == before
+    said = pytest.raises(DamagedMapError, match=r"damaged \(.*hashvpr map restore .*with 20")
+    with said, open_map(path) as place_map:
+        place_map.keep_good_copy()
+    assert good.read_bytes() == before
     with pytest.raises(DamagedMapError):
         keep_good_copy(path)
     assert good.read_bytes() == before and sorted(os.listdir(path.parent)) == ["a map", good.name]
@@ -142,8 +141,8 @@ def test_killed_while_copying_the_former_copy_stays_and_no_rest(path, good, tmp_
     before = good.read_bytes()
     process = start(
         """
-from hashvpr_ros.map import good_copy
-good_copy.find_problems = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from hashvpr_ros.map import backup
+backup.find_problems = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 open_map(sys.argv[1]).keep_good_copy()
 """,
         path,
@@ -155,15 +154,6 @@ open_map(sys.argv[1]).keep_good_copy()
     assert keep_good_copy(path)
     assert not any(n.startswith(".") for n in os.listdir(tmp_path))
     assert len(content(good)) == 24
-
-
-def test_a_map_of_schema_1_is_copied_before_it_is_changed(path):
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("DROP TABLE checks")
-        db.execute("PRAGMA user_version = 1")
-    open_map(path).close()
-    assert PlaceMap.read_info(good_copy_of(path)).schema_version == 1
-    assert PlaceMap.read_info(path).schema_version == 2
 
 
 def test_a_copy_that_holds_more_than_the_map_stays(path, good):
@@ -211,7 +201,7 @@ def test_a_damaged_copy_is_made_anew_when_the_map_is_loaded(path, good):
 
 @pytest.mark.parametrize(
     "change",
-    ["DELETE FROM keyframes", "UPDATE sqlite_sequence SET seq = 'many'", "DROP TABLE meta"],
+    ["DELETE FROM keyframes", "UPDATE checks SET sum = 'many'", "DROP TABLE meta"],
 )
 def test_a_copy_that_makes_no_sense_is_replaced(path, good, change):
     with closing(sqlite3.connect(good)) as db:
@@ -322,8 +312,14 @@ def test_a_copy_is_not_put_beside_the_log_of_a_map_that_is_gone(path):
 
 
 def test_restore_refuses(path, tmp_path):
+    for force in (False, True):  # without a copy a sound map needs no advice
+        with refused(tmp_path, "is sound; leave it"):
+            restore(path, force=force)
+    sound = path.read_bytes()
+    flip(path, place(8).thumbnail)
     with refused(tmp_path, "no good copy of the map was kept", error=MapNotFoundError):
         restore(path)
+    path.write_bytes(sound)
     keep_good_copy(path)
     with refused(tmp_path, "is sound", "--force"):
         restore(path)
@@ -402,13 +398,13 @@ def test_restore_leaves_a_map_in_use(path, good):
 def test_restore_that_is_killed_leaves_the_one_or_the_other(path, good, tmp_path):
     """At no moment there is no map of the name: a node would make an empty one."""
     damaged = path.read_bytes().replace(b"thumbnail 8", b"thumbnail 9")
-    for at in ("hashvpr_ros.map.restore._set_aside", "os.link", "os.replace", "os.fsync"):
+    for at in ("hashvpr_ros.map.backup._set_aside", "os.link", "os.replace", "os.fsync"):
         path.write_bytes(damaged)
         module, name = at.rsplit(".", 1)
         process = start(
             f"""
 import {module} as module
-from hashvpr_ros.map.restore import restore
+from hashvpr_ros.map.backup import restore
 module.{name} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 restore(sys.argv[1])
 """,

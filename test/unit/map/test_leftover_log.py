@@ -9,7 +9,7 @@ from map_helpers import add_places, folder_state, make_map, open_map
 from test_store import crash
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import leftover_log
+from hashvpr_ros.map import integrity
 from hashvpr_ros.map.place_map import PlaceMap
 
 
@@ -32,9 +32,9 @@ def without_index(folder):
 
 def test_the_log_of_the_file_is_folded_in_and_only_it_is_looked_at(path, monkeypatch, caplog):
     looked = []
-    find_problems = leftover_log.find_problems
+    find_problems = integrity.find_problems
     monkeypatch.setattr(
-        leftover_log, "find_problems", lambda *a: looked.append(a) or find_problems(*a)
+        integrity, "find_problems", lambda *a: looked.append(a) or find_problems(*a)
     )
     for _ in range(2):
         with open_map(path) as place_map:
@@ -100,7 +100,7 @@ def test_a_log_that_is_cut_short_is_said_and_kept(path, tmp_path, caplog):
 def test_a_log_that_cannot_be_kept_is_not_folded_in(path, tmp_path, monkeypatch):
     damage(log_of(path))
     before = without_index(tmp_path)
-    monkeypatch.setattr(leftover_log.files, "dated", lambda *_: tmp_path / "none" / "m")
+    monkeypatch.setattr(integrity.files, "dated", lambda *_: tmp_path / "none" / "m")
     with pytest.raises(MapError, match="none/m cannot be written to keep it: No such file"):
         open_map(path)
     assert without_index(tmp_path) == before

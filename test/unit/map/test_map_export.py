@@ -124,7 +124,7 @@ def test_what_all_formats_share(tmp_path, form):
     whole = source.read_bytes()
     at = whole.rindex(descriptor(7).code.tobytes())
     source.write_bytes(whole[:at] + b"\0\0\0\0" + whole[at + 4 :])
-    with refused(tmp_path, str(source), "keyframe 7 does not match"):
+    with refused(tmp_path, str(source), "keyframe 7: its content does not match"):
         export_map(source, tmp_path / "out", form)
 
 

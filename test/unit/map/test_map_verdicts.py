@@ -51,7 +51,7 @@ def test_a_verdict_that_is_no_text_is_an_error_of_the_map(path):
         db.commit()
     with PlaceMap.open(path) as place_map:
         for read in (place_map.info, place_map.read_verdicts):
-            with pytest.raises(MapError, match=r"damaged \(a name is no text\)"):
+            with pytest.raises(MapError, match=r"damaged \(table verdicts: a row does not match"):
                 read()
 
 

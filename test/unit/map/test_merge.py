@@ -244,17 +244,23 @@ def test_maps_that_cannot_be_read(tmp_path, a, edit):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("UPDATE keyframes SET crc = crc + 1 WHERE id = 7", "keyframe 7 does not match its check"),
-        ("UPDATE keyframes SET camera = 'other' WHERE id = 7", "keyframe 7 does not match"),
-        ("DELETE FROM features WHERE id = 7", "feature of keyframe 7 is missing"),
-        ("DELETE FROM thumbnails WHERE id = 8", "keyframe 8 does not match"),
-        ("UPDATE keyframes SET px = NULL WHERE id = 7", "a pose is incomplete"),
+        (
+            "UPDATE keyframes SET crc = crc + 1 WHERE id = 7",
+            "keyframe 7: its content",
+        ),
+        (
+            "UPDATE keyframes SET camera = 'other' WHERE id = 7",
+            "keyframe 7: its content",
+        ),
+        ("DELETE FROM features WHERE id = 7", "keyframe 7: its feature is missing"),
+        ("DELETE FROM thumbnails WHERE id = 8", "keyframe 8: its thumbnail is missing"),
+        ("UPDATE keyframes SET px = NULL WHERE id = 7", "keyframe 7: its content"),
         ("UPDATE keyframes SET px = 'east' WHERE id = 7", "damaged"),
         ("UPDATE keyframes SET camera = x'00' WHERE id = 7", "damaged"),
         ("UPDATE sessions SET name = x'00'", "damaged"),
         ("DELETE FROM sessions", "damaged"),
-        ("UPDATE sqlite_sequence SET seq = 'x'", "damaged"),
-        ("UPDATE sqlite_sequence SET seq = 1 << 40", "damaged"),
+        ("UPDATE checks SET count = 'x'", "damaged"),
+        ("UPDATE checks SET count = 1 << 40 WHERE name = 'last id'", "damaged"),
     ],
 )
 def test_damage_does_not_get_into_a_result(tmp_path, a, change, reason):

@@ -23,8 +23,11 @@ from map_helpers import (
 )
 
 from hashvpr_ros.errors import MapError
+from hashvpr_ros.map.backup import damage_of
 from hashvpr_ros.map.calibration import Calibration
 from hashvpr_ros.map.place_map import NewPlace, PlaceMap
+from hashvpr_ros.map.schema import DamagedMapError
+from hashvpr_ros.map.verdicts import StoredVerdict
 from hashvpr_ros.types import Descriptor, Keyframe, Pose
 
 KINDS = pytest.mark.parametrize("kind", ["memory", "file"])
@@ -346,7 +349,7 @@ def test_sessions(tmp_path):
         assert place_map.start_session("never used") == "never used"
         place_map.start_session("one")
         add_places(place_map, 9, 10)
-        assert place_map.session_count == 3
+        assert place_map.session_count == 2  # one that holds nothing is none
         assert [k.session for k in place_map.keyframes(place_map.ids())] == (
             ["one"] * 3 + ["two"] * 5 + ["one"]
         )
@@ -429,7 +432,7 @@ def test_read_info(tmp_path):
     assert (info.keyframes, info.with_pose, info.with_thumbnail) == (21, 21, 10)
     assert info.cameras == ("camera0", "camera1")
     assert [(s.name, s.keyframes) for s in info.sessions] == [("s", 21)]
-    assert info.file_bytes == path.stat().st_size and info.schema_version == 2
+    assert info.file_bytes == path.stat().st_size and info.schema_version == 3
     assert info.index_bytes == 21 * 84 and info.uncommitted == 0
     assert info.read_only and info.session == ""
     with open_map(path) as place_map:
@@ -480,11 +483,11 @@ def test_a_copy_replaces_only_where_it_may(tmp_path):
         add_places(place_map, 1, 6)
         place_map.flush()
         before = files_but_locks(tmp_path)
-        for name in ("target", "folder", "text", "link", "m"):
+        for name in ("target", "text", "link", "m"):
             with pytest.raises(MapError, match=r": exists; give another path"):
                 place_map.copy_to(tmp_path / name)
         for name, reason in (
-            ("folder", "exists"),
+            ("folder", "is not a file, so it is not replaced"),
             ("m", "already open in this process.*another path"),
             ("text/copy", "its folder is a file|Not a directory"),
             ("text/deep/copy", "its folder is a file|Not a directory"),
@@ -612,36 +615,46 @@ def test_verify_finds_any_flipped_bit(tmp_path, part):
             except MapError:
                 continue  # noticed even sooner
             assert any("checksum" in p or "structure" in p for p in problems), (at, problems)
-            assert any(p.startswith("keyframe ") for p in problems)
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         ("DELETE FROM features WHERE id = 3", "keyframe 3: its feature is missing"),
-        ("UPDATE features SET feature = zeroblob(62) WHERE id = 3", "keyframe 3: its feature is"),
-        (
-            "UPDATE features SET feature = 'text' WHERE id = 3",
-            "keyframe 3: its feature is missing",
-        ),
+        ("UPDATE features SET feature = zeroblob(62) WHERE id = 3", "keyframe 3: its feature do"),
+        ("UPDATE features SET feature = 'text' WHERE id = 3", "keyframe 3: its feature does not"),
         ("DELETE FROM keyframes WHERE id = 3", "1 features belong to no keyframe"),
         ("DELETE FROM keyframes WHERE id = 4", "1 thumbnails belong to no keyframe"),
-        ("DELETE FROM thumbnails WHERE id = 4", "keyframe 4: its content does not match"),
+        ("DELETE FROM thumbnails WHERE id = 4", "keyframe 4: its thumbnail is missing"),
         ("DELETE FROM sessions", "20 keyframes belong to no session"),
         ("UPDATE keyframes SET camera = x'00' WHERE id = 3", "keyframe 3: its content does not"),
         ("UPDATE keyframes SET px = 'east' WHERE id = 3", "keyframe 3: its content does not"),
         ("UPDATE keyframes SET stamp_ns = 7 WHERE id = 3", "keyframe 3: its content does not"),
         ("UPDATE keyframes SET crc = crc + 1", "keyframe 20: its content does not match"),
-        ("UPDATE thumbnails SET jpeg = 5 WHERE id = 4", "keyframe 4: its content does not match"),
+        ("UPDATE thumbnails SET jpeg = 5 WHERE id = 4", "keyframe 4: its thumbnail does not"),
+        ("INSERT INTO thumbnails VALUES (3, x'00')", "keyframe 3: its thumbnail does not match"),
+        ("UPDATE verdicts SET log_odds = 4.6", "table verdicts: a row does not match"),
+        ("DELETE FROM verdicts", "table verdicts: has 0 rows, but 1 were written"),
+        ("UPDATE sessions SET name = 'S'", "table sessions: a row does not match its checksum"),
+        ("DELETE FROM meta WHERE key = 'headings'", "table meta: has 4 rows, but 5 were written"),
+        ("UPDATE meta SET value = '{}' WHERE key = 'headings'", "table meta: a row does not"),
+        ("UPDATE checks SET count = 19 WHERE name = 'keyframes'", "cannot be read: table checks"),
+        ("UPDATE checks SET sum = 'v' WHERE name = 'meta'", "cannot be read: table checks"),
+        ("DELETE FROM checks WHERE name = 'meta'", "cannot be read: table checks: has 4 rows"),
     ],
 )
 def test_verify_finds_wrong_content(tmp_path, change, problem):
-    path = make_map(tmp_path / "m", 20)
-    with closing(sqlite3.connect(path)) as db:
+    with open_map(tmp_path / "m", session="s") as place_map:
+        add_places(place_map, 1, 21)
+        place_map.add_headings({"camera1": 1.5})
+        place_map.add_verdict(StoredVerdict(10**18, 7, "accepted", 4.5))
+    with closing(sqlite3.connect(tmp_path / "m")) as db:
         db.execute(change)
         db.commit()
-    with open_map(path) as place_map:
-        assert any(p.startswith(problem) for p in place_map.verify())
+    assert any(p.startswith(problem) for p in damage_of(tmp_path / "m", {}))
+    for options in ({}, {"read_only": True}):
+        with pytest.raises(DamagedMapError):
+            open_map(tmp_path / "m", verify=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -651,24 +664,55 @@ def test_verify_finds_wrong_content(tmp_path, change, problem):
         ("UPDATE features SET feature = zeroblob(62) WHERE id = 3", "features"),
         ("UPDATE features SET feature = 'text' WHERE id = 3", "features"),
         ("UPDATE features SET feature = zeroblob(62 + 4 * (id - 3)) WHERE id < 5", "features"),
-        ("DELETE FROM sessions", "keyframes"),
-        ("UPDATE keyframes SET camera = x'00' WHERE id = 3", "keyframes"),
-        ("UPDATE keyframes SET camera = CAST(x'ff' AS TEXT) WHERE id = 3", "keyframes"),
-        ("UPDATE keyframes SET px = 'east' WHERE id = 3", "keyframes"),
-        ("UPDATE keyframes SET px = NULL WHERE id = 3", "keyframes"),
-        ("UPDATE keyframes SET frame_id = NULL WHERE id = 3", "keyframes"),
-        ("UPDATE sessions SET name = x'00'", "keyframes"),
+        ("UPDATE thumbnails SET jpeg = x'00'", "thumbnail"),
+        ("UPDATE thumbnails SET jpeg = 'text'", "thumbnail"),
+        ("DELETE FROM thumbnails", "thumbnail"),
     ],
 )
-def test_reading_damaged_content_is_an_error_of_the_map(tmp_path, change, read):
+def test_what_is_read_when_it_is_used_is_tested_then(tmp_path, change, read):
     path = make_map(tmp_path / "m", 20)
     with closing(sqlite3.connect(path)) as db:
         db.execute(change)
         db.commit()
     with open_map(path, read_only=True) as place_map:
-        with pytest.raises(MapError):
-            getattr(place_map, read)(place_map.ids())
-        assert len(getattr(place_map, read)([])) == 0
+        with pytest.raises(DamagedMapError, match=f"damaged .*{read[:-1]}"):
+            place_map.thumbnail(4) if read == "thumbnail" else place_map.features(place_map.ids())
+        assert len(place_map.features([])) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM sessions",
+        "UPDATE sessions SET name = x'00'",
+        "UPDATE keyframes SET camera = x'00' WHERE id = 3",
+        "UPDATE keyframes SET camera = CAST(x'ff' AS TEXT) WHERE id = 3",
+        "UPDATE keyframes SET px = 'east' WHERE id = 3",
+        "UPDATE keyframes SET px = NULL WHERE id = 3",
+        "UPDATE keyframes SET frame_id = NULL WHERE id = 3",
+        "UPDATE keyframes SET stamp_ns = stamp_ns + 1 WHERE id = 3",
+        "UPDATE keyframes SET feature_crc = feature_crc + 1 WHERE id = 3",
+        "UPDATE keyframes SET thumbnail_crc = NULL WHERE id = 4",
+        "UPDATE keyframes SET crc = crc + 1 WHERE id = 3",
+        "DELETE FROM keyframes WHERE id = 3",
+        "UPDATE checks SET sum = sum + 1",
+        "UPDATE checks SET count = 'v' WHERE name = 'keyframes'",
+        "UPDATE checks SET crc = 1e300",
+        "DELETE FROM checks",
+        "INSERT INTO checks VALUES ('more', 1, 1, 1)",
+    ],
+)
+@pytest.mark.parametrize("read_only", [True, False])
+def test_what_is_read_when_a_map_is_opened_is_tested_then(tmp_path, change, read_only):
+    path = make_map(tmp_path / "m", 20)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(change)
+        db.commit()
+    before = path.read_bytes()
+    with pytest.raises(DamagedMapError) as e:
+        open_map(path, read_only=read_only)
+    assert str(e.value).startswith(f"{path}: ") and "\n" not in str(e.value)
+    assert path.read_bytes() == before
 
 
 def test_verify_lists_not_more_than_a_user_reads(tmp_path):
@@ -676,8 +720,7 @@ def test_verify_lists_not_more_than_a_user_reads(tmp_path):
     with closing(sqlite3.connect(path)) as db:
         db.execute("UPDATE keyframes SET crc = 0")
         db.commit()
-    with open_map(path, read_only=True) as place_map:
-        assert len(place_map.verify()) == 21  # one more for the table
+    assert len(damage_of(path, {})) == 20
 
 
 # Threads

@@ -26,8 +26,9 @@ from map_helpers import (
 )
 
 from hashvpr_ros.errors import MapError
-from hashvpr_ros.map import checks, log_check
+from hashvpr_ros.map import integrity
 from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.map.rows import KEYFRAME_COLUMNS, keyframe_crc, values_crc
 from hashvpr_ros.map.schema import MapNotFoundError, WrongModelError
 
 BOTH = pytest.mark.parametrize("read_only", [False, True])
@@ -151,11 +152,19 @@ def test_a_map_truncated_anywhere(path, sound, read_only):
 
 
 @BOTH
-@pytest.mark.parametrize("version", [3, 4, 2**31 - 1])
+@pytest.mark.parametrize("version", [4, 5, 2**31 - 1])
 def test_a_newer_schema(path, version, read_only):
     with altered(path) as db:
         db.execute(f"PRAGMA user_version = {version}")
     refused(path, f"newer hashvpr_ros .schema {version}", read_only=read_only)
+
+
+@BOTH
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_schema_of_before_the_first_release(path, version, read_only):
+    with altered(path) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    refused(path, "before the first release .*build it anew from its images", read_only=read_only)
 
 
 @BOTH
@@ -189,17 +198,10 @@ def test_another_model_leaves_even_a_file_in_rollback_mode_alone(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("DELETE FROM meta", "lacks feature_dim, fingerprint, map_id"),
-        ("DELETE FROM meta WHERE key = 'map_id'", "lacks map_id"),
-        ("UPDATE meta SET value = x'00ff' WHERE key = 'fingerprint'", "not text"),
-        ("UPDATE meta SET value = '' WHERE key = 'feature_dim'", "cannot have '' values"),
-        ("UPDATE meta SET value = '0' WHERE key = 'feature_dim'", "cannot have '0'"),
-        ("UPDATE meta SET value = '-32' WHERE key = 'feature_dim'", "cannot have '-32'"),
-        ("UPDATE meta SET value = '1e3' WHERE key = 'feature_dim'", "cannot have '1e3'"),
-        (
-            "UPDATE meta SET value = '99999999999999999999' WHERE key = 'feature_dim'",
-            "cannot have '9+'",
-        ),
+        ("DELETE FROM meta", "table meta: has 0 rows, but 4 were written"),
+        ("DELETE FROM meta WHERE key = 'map_id'", "table meta: has 3 rows, but 4 were written"),
+        ("UPDATE meta SET value = x'00ff' WHERE key = 'fingerprint'", "table meta: a row does"),
+        ("UPDATE meta SET value = 'cd' WHERE key = 'fingerprint'", "table meta: a row does not"),
         ("DROP TABLE meta", "missing or altered: meta"),
         ("DROP TABLE sessions", "missing or altered: sessions"),
         ("DROP TABLE features", "missing or altered: features"),
@@ -216,30 +218,30 @@ def test_another_model_leaves_even_a_file_in_rollback_mode_alone(tmp_path):
         (
             "PRAGMA ignore_check_constraints = ON; "
             "UPDATE keyframes SET code = zeroblob(63) WHERE id = 3",
-            "code has a wrong length",
+            "keyframe 3: its content does not match",
         ),
         (
             # The sum of the lengths is right.
             "PRAGMA ignore_check_constraints = ON; "
             "UPDATE keyframes SET code = zeroblob(63) WHERE id = 3;"
             "UPDATE keyframes SET code = zeroblob(65) WHERE id = 4",
-            "code has a wrong length",
+            "keyframe 3: its content does not match",
         ),
         (
             "PRAGMA ignore_check_constraints = ON; UPDATE keyframes SET code = 7 WHERE id = 3",
             "damaged",
         ),
-        ("UPDATE keyframes SET stamp_ns = 'soon' WHERE id = 3", "another type"),
-        ("UPDATE keyframes SET stamp_ns = 1.5 WHERE id = 3", "another type"),
-        ("UPDATE keyframes SET session_id = 5000000000 WHERE id = 3", "out of range"),
-        ("UPDATE keyframes SET session_id = 'x' WHERE id = 3", "another type"),
-        ("UPDATE sessions SET id = 5000000000", "out of range"),
+        ("UPDATE keyframes SET stamp_ns = 'soon' WHERE id = 3", "keyframe 3: its content"),
+        ("UPDATE keyframes SET stamp_ns = 1.5 WHERE id = 3", "keyframe 3: its content"),
+        ("UPDATE keyframes SET session_id = 5000000000 WHERE id = 3", "keyframe 3: its content"),
+        ("UPDATE keyframes SET session_id = 'x' WHERE id = 3", "keyframe 3: its content"),
+        ("UPDATE sessions SET id = 5000000000", "table sessions: a row does not match"),
         (
             "PRAGMA ignore_check_constraints = ON; UPDATE keyframes SET id = -1 WHERE id = 3",
             "out of range",
         ),
-        ("UPDATE sqlite_sequence SET seq = 'many'", "damaged"),
-        ("UPDATE sqlite_sequence SET seq = 20.5", "damaged .the highest id is 20.5"),
+        ("UPDATE checks SET count = 'many' WHERE name = 'last id'", "table checks: a row does"),
+        ("UPDATE checks SET count = 19 WHERE name = 'last id'", "table checks: a row does not"),
         ("CREATE UNIQUE INDEX i ON thumbnails (id)", "holds the index 'i', which no map"),
         ("CREATE TABLE t (x)", "holds the table 't', which no map"),
     ],
@@ -273,9 +275,21 @@ def test_what_sqlite_learns_of_a_file_is_no_damage(path):
 
 def test_the_number_of_a_session_that_is_used_up(path):
     with altered(path) as db:
-        db.execute("UPDATE sessions SET id = 2147483647")
-        db.execute("UPDATE keyframes SET session_id = 2147483647")
-        checks.count_all(db)
+        number = 2147483647
+        rows = db.execute(f"SELECT {KEYFRAME_COLUMNS} FROM keyframes").fetchall()
+        rows = [(row[0], number, *row[2:]) for row in rows]
+        db.execute("DELETE FROM keyframes")
+        marks = ", ".join("?" * 16)
+        db.executemany(
+            f"INSERT INTO keyframes VALUES ({marks})",
+            [(*row, keyframe_crc(row)) for row in rows],
+        )
+        crc = values_crc(number, "s")
+        db.execute("UPDATE sessions SET id = ?, crc = ?", (number, crc))
+        integrity.emptied(db, "sessions")
+        integrity.emptied(db, "keyframes")
+        integrity.change(db, "sessions", (), [crc])
+        integrity.change(db, "keyframes", (), [keyframe_crc(row) for row in rows])
     refused(path, "full, numbers of sessions have reached", session="t")
     with open_map(path, session="s") as place_map:
         with pytest.raises(MapError, match="go on in one of its sessions"):
@@ -288,7 +302,7 @@ def test_the_number_of_a_session_that_is_used_up(path):
 
 def test_an_id_that_is_used_up(path):
     with altered(path) as db:
-        db.execute("UPDATE sqlite_sequence SET seq = 2147483646")
+        integrity.raise_last_id(db, 2147483646)
     with open_map(path) as place_map:
         assert add_places(place_map, 1, 2) == [2**31 - 1]
         with pytest.raises(MapError, match="full, ids have reached"):
@@ -725,9 +739,9 @@ def test_a_log_with_the_checksum_of_a_wrong_page_size_is_damaged(path, page_size
     content = bytearray(log.read_bytes())
     struct.pack_into(">I", content, 8, page_size)
     order = ">" if content[3] & 1 else "<"
-    struct.pack_into(">II", content, 24, *log_check._checksum(content[:24], order, (0, 0)))
+    struct.pack_into(">II", content, 24, *integrity._checksum(content[:24], order, (0, 0)))
     log.write_bytes(content)
-    assert "its header is damaged" in next(log_check.log_problems(path))
+    assert "its header is damaged" in next(integrity.log_problems(path))
     with open_map(path, read_only=True) as place_map:
         assert len(place_map) == 20 and len(place_map.verify()) == 1
 
