@@ -143,7 +143,7 @@ class Runtime:
         )
         if place_map.left_out_damaged:
             left_out = "; ".join(place_map.left_out_damaged)
-            self._on_error(MapError(f"{place_map.path}: damaged, and used without: {left_out}"))
+            self._report(MapError(f"{place_map.path}: damaged, and used without: {left_out}"))
         return place_map
 
     def _model(self) -> dict[str, str]:
