@@ -110,6 +110,7 @@ def _text(value: Any) -> str:
 
 
 def _onnx_facts(path: Path) -> dict[str, Any]:
+    from hashvpr_ros.engine.base import runtime_errors
     from hashvpr_ros.engine.onnx_engine import model_info
     from hashvpr_ros.engine.onnx_file import read_onnx
 
@@ -138,13 +139,14 @@ def _onnx_facts(path: Path) -> dict[str, Any]:
         )
     except ImportError:
         return facts
-    model = onnx.load_model_from_string(file.content)
-    facts["operators"] = sorted({n.op_type for n in model.graph.node})
-    facts["operators_tensorrt_8_lacks"] = unsupported_operators(model, major=8)
-    facts["operators_tensorrt_10_lacks"] = unsupported_operators(model, major=10)
-    facts["int8_that_tensorrt_refuses"] = is_quantised(model)
-    facts["uint8_cast_is_moved_for_tensorrt"] = cast_first(model)
-    facts["uint8_that_tensorrt_refuses"] = uint8_inside(model)
+    with runtime_errors(path, "its operators cannot be listed", "export it again"):
+        model = onnx.load_model_from_string(file.content)
+        facts["operators"] = sorted({n.op_type for n in model.graph.node})
+        facts["operators_tensorrt_8_lacks"] = unsupported_operators(model, major=8)
+        facts["operators_tensorrt_10_lacks"] = unsupported_operators(model, major=10)
+        facts["int8_that_tensorrt_refuses"] = is_quantised(model)
+        facts["uint8_cast_is_moved_for_tensorrt"] = cast_first(model)
+        facts["uint8_that_tensorrt_refuses"] = uint8_inside(model)
     return facts
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashvpr_ros.engine import tensorrt_gpu
-from hashvpr_ros.engine.base import EngineInfo
+from hashvpr_ros.engine.base import EngineInfo, runtime_errors
 from hashvpr_ros.engine.onnx_engine import model_info
 from hashvpr_ros.engine.onnx_file import read_onnx
 from hashvpr_ros.engine.tensorrt_file import EngineHeader, with_plan, write_atomically
@@ -104,7 +104,11 @@ def build(
     with Steps(what, progress) as steps:
         context = GpuContext()
         try:
-            with context.current(), tensorrt_gpu.freeing():
+            with (
+                runtime_errors(path, "TensorRT failed", f"export it again, {_ELSEWHERE}"),
+                context.current(),
+                tensorrt_gpu.freeing(),
+            ):
                 plan, precision, max_batch = _build(
                     path, _prepared(graph, path), gpu, options, timing_cache, steps
                 )

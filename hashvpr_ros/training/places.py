@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
@@ -11,7 +12,9 @@ from pathlib import Path
 from hashvpr_ros.datasets.folder import check_folder, image_paths
 from hashvpr_ros.datasets.vpr_bench import VprBench
 from hashvpr_ros.errors import DatasetError, reason_of
+from hashvpr_ros.file_io import MB, open_regular
 
+_MOST_TABLE_BYTES = 256 * MB
 Places = list[list[Path]]  # of each place, its images
 
 
@@ -57,9 +60,9 @@ def gsv_cities(folder: Path) -> Places:
                 )
             except (KeyError, ValueError, TypeError) as e:
                 raise DatasetError(
-                    f"{table}: line {line} is malformed ({e}); download the file again"
+                    f"{table}: line {line} is malformed ({reason_of(e)}); download the file again"
                 ) from e
-            if "/" in name or "/" in city:
+            if "/" in name or "\0" in name or city in (".", ".."):
                 raise DatasetError(f"{table}: line {line} names another folder; correct it")
             key = (table.stem, place)
             places.setdefault(key, []).append(folder / "Images" / city / name)
@@ -68,9 +71,12 @@ def gsv_cities(folder: Path) -> Places:
 
 def _rows(table: Path) -> list[dict[str, str]]:
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        with (
+            open_regular(table, _MOST_TABLE_BYTES, error=DatasetError) as file,
+            io.TextIOWrapper(file, encoding="utf-8", newline="") as text,
+        ):
+            return list(csv.DictReader(text))
+    except (UnicodeDecodeError, csv.Error) as e:
         raise DatasetError(
             f"{table}: cannot be read ({reason_of(e)}); download the file again"
         ) from e
@@ -148,7 +154,8 @@ def _cell(table: Path, line: int, row: dict[str, str], name: str) -> str:
     value = row.get(name)
     if not value:
         raise DatasetError(f"{table}: line {line} has no {name}; download the file again")
-    if name != "floor" and (value.startswith("/") or ".." in Path(value).parts):
+    outside = value.startswith("/") or ".." in Path(value).parts or "\0" in value
+    if name != "floor" and outside:
         raise DatasetError(f"{table}: line {line} names another folder; correct it")
     return value
 

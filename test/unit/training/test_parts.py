@@ -1,5 +1,6 @@
 """Readers of places, plans of epochs, augmentations, losses, validation and settings."""
 
+import os
 import runpy
 from pathlib import Path
 
@@ -80,6 +81,24 @@ def test_gsv_cities_tables_that_are_no_text(tmp_path, content, words):
     with pytest.raises(DatasetError, match=words) as e:
         places.read_places(tmp_path, "gsv_cities")
     assert str(e.value).startswith(f"{table}: cannot be read") and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("city", ["..", ".", "a/b", "a\0b"])
+def test_gsv_cities_stays_in_its_folder(tmp_path, city):
+    table = tmp_path / "Dataframes" / "Paris.csv"
+    table.parent.mkdir()
+    table.write_text(
+        f"place_id,year,month,northdeg,city_id,lat,lon,panoid\n7,2020,1,90,{city},1.5,2.5,x\n"
+    )
+    with pytest.raises(DatasetError, match=r"names another folder|line contains NUL"):
+        places.read_places(tmp_path, "gsv_cities")
+
+
+def test_tables_that_are_no_regular_file(tmp_path):
+    (tmp_path / "Dataframes").mkdir()
+    os.mkfifo(tmp_path / "Dataframes" / "Paris.csv")
+    with pytest.raises(DatasetError, match=r"Paris\.csv: is a FIFO"):
+        places.read_places(tmp_path, "gsv_cities")
 
 
 def test_folders_and_ranges(tmp_path):
