@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _CPU = "CPUExecutionProvider"
 PREFERRED_PROVIDERS = ("CUDAExecutionProvider", _CPU)
-# To load a file, and for its first image; not by other providers, of which some build engines.
+# Most time to load a file and, again, for the first image. Other providers may build for minutes.
 _MOST_S = 120.0
 _MOST_SIDE, _MOST_DIM, _MOST_BATCH = 4096, 65536, 1024  # pixels, elements, images
 _Answer = tuple[NDArray[np.uint8], NDArray[np.float32]]

@@ -8,12 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.yaml_file import read_yaml
 
-from hashvpr_ros.errors import HashVprError
-from hashvpr_ros.file_io import read_text
-
-_MOST_BYTES = 4 * 2**20
 _SHOWN = 5  # keys of other nodes
 
 
@@ -43,8 +40,8 @@ def without_effect(arguments: Sequence[str], node: str) -> list[str]:
 def _nodes_of(file: str) -> Iterator[str]:
     """The nodes that a file has parameters of, as it names them; none for what is no such file."""
     try:
-        content = yaml.safe_load(read_text(Path(file), _MOST_BYTES))
-    except (HashVprError, OSError, ValueError, yaml.YAMLError, RecursionError):
+        content = read_yaml(Path(file))
+    except ConfigError:
         return  # ROS has read it, or has said what is wrong
     yield from _named(content, "")
 
