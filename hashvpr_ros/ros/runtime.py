@@ -406,16 +406,17 @@ class Runtime:
 
     def _close_map(self) -> Exception | None:
         problem: Exception | None = None
-        place_map, self._map = self._map, None
+        place_map = self._map
         if place_map is None:
             return None
         try:
-            if not place_map.read_only:
-                place_map.flush()
+            self.commit()
+            self._map = None  # only now: until then `save_now` may have to write it
             if not self._soon.is_set() or place_map.file_bytes <= _COPY_SOON_BYTES:
                 self._keep_good_copy(place_map)
         except Exception as e:  # whatever it is, the file is closed
             problem = e
+        self._map = None
         with suppress(Exception):
             place_map.close()
         return problem

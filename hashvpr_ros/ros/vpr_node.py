@@ -62,6 +62,7 @@ class VprNode(LifecycleNode):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("vpr_node", **kwargs)
         self._runtime: Runtime | None = None
+        self._closing: Runtime | None = None  # until its map is written
         self._cameras: Cameras | None = None
         self._taking = False  # images count; set before the first may come
         self._doing = ""  # what a long configure does now, for diagnostics
@@ -140,7 +141,7 @@ class VprNode(LifecycleNode):
         Returns:
             whether nothing waits any more.
         """
-        runtime = self._runtime
+        runtime = self._runtime or self._closing
         return runtime is None or runtime.save_now(timeout_s)
 
     def state_label(self) -> str:
@@ -330,9 +331,10 @@ class VprNode(LifecycleNode):
 
     def _release(self) -> None:
         self._unsubscribe()
-        runtime, self._runtime = self._runtime, None
-        if runtime is not None:
-            problem = runtime.close()
+        self._closing, self._runtime = self._runtime, None
+        if self._closing is not None:
+            problem = self._closing.close()
+            self._closing = None
             if problem is not None:
                 self.get_logger().error(f"keyframes were lost: {problem}")
         outputs, self._outputs = self._outputs, None
