@@ -1,5 +1,6 @@
 """Every transition over DDS, those that fail, and how the process ends."""
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import time
 
 import pytest
-from vpr_process import TRANSITIONS, Camera, wait_until
+from vpr_process import TRANSITIONS, Camera, python_path, wait_until
 
 from hashvpr_ros.engine.factory import default_model_path
 
@@ -86,6 +87,13 @@ def test_a_truncated_network_is_refused(node, tmp_path):
     ("name", "value", "reason"),
     [
         ("input.image_topics", ["no topic!"], "no topic name"),
+        ("input.image_topics", ["//robot1/image"], "input.image_topics: '//robot1/image'"),
+        ("input.image_topics", ["/front//image"], "input.image_topics: '/front//image'"),
+        ("input.image_topics", ["image/"], "input.image_topics: 'image/'"),
+        ("input.image_topics", ["~image"], "input.image_topics: '~image'"),
+        ("input.image_topics", ["{no}/image"], "input.image_topics: '{no}/image'"),
+        ("input.image_topics", ["x" * 300], "no topic name"),
+        ("input.descriptor_topics", ["//robot1/d"], "input.descriptor_topics: '//robot1/d'"),
         ("input.camera_names", ["a", "b"], "2 names for 1 topics"),
     ],
 )
@@ -93,10 +101,19 @@ def test_settings_that_contradict_one_another_are_refused(node, name, value, rea
     good = node.get(name)
     assert node.set(name, value).successful
     assert not node.change("configure")
-    assert reason in node.text()
+    assert reason in node.text() and "Traceback" not in node.text()
     assert node.set(name, good if good else [""]).successful
     assert node.change("configure")
     assert node.change("cleanup")
+
+
+@pytest.mark.parametrize("topic", ["//robot1/odom", "/a//odom", "odom/", "", "o dom"])
+def test_a_topic_of_odometry_that_is_none_is_refused(node, topic):
+    assert node.set("pose.source", "odometry").successful
+    assert node.set("pose.odometry_topic", topic).successful
+    assert not node.change("configure")
+    assert "pose.odometry_topic" in node.text() and "Traceback" not in node.text()
+    assert node.set("pose.source", "none").successful
 
 
 def test_tf_without_tf2_ros_is_refused(node):
@@ -190,16 +207,49 @@ def test_cleanup_frees_the_engine_and_the_map(node, tmp_path):
         (["-p", "matching.top_k:=many"], "matching.top_k"),
         (["-p", "mode:=slamming"], "mode must be one of"),
         (["-p", "matching.target_precision:=.nan"], "matching.target_precision"),
+        (["-p", "matching.top_k:=[1, 2]"], "matching.top_k"),
+        (["-p", "autostart:=maybe"], "autostart"),
+        (["-p", "use_sim_time:=5"], "use_sim_time"),
+        (["-p", "input.camera_headings:=[0, 3.14]"], "[0.0, 3.14]"),
+        (["-p", "nonsense"], "NAME:=VALUE"),
+        (["-p", "map.allowed_dirs:=[relative]"], "no absolute path"),
+        (["--log-level", "verbose"], "give debug, info"),
+        (["-r", "__ns:=//robot1"], "__ns:=/NAME"),
+        (["-r", "image:=//robot1/image"], "FROM:=TO"),
+        (["-r", "__node:=a b"], "FROM:=TO"),
+        (["--no-such-option"], "--help"),
+        (["--params-file", "none.yaml"], "No such file"),
+        (["--params-file", "fifo.yaml"], "is a FIFO"),
+        (["--params-file", "."], "a folder"),
+        (["--params-file", "unkeyed.yaml"], "under `/**:` and `ros__parameters:`"),
+        (["--params-file", "broken.yaml"], "broken.yaml"),
+        (["--params-file", "binary.yaml"], "binary.yaml"),
     ],
 )
-def test_a_bad_parameter_at_start_ends_the_process_with_one_sentence(arguments, reason):
-    done = subprocess.run(
-        [sys.executable, "-m", "hashvpr_ros.ros.node", "--ros-args", *arguments],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+def test_bad_arguments_end_the_process_with_one_sentence(arguments, reason, tmp_path):
+    (tmp_path / "unkeyed.yaml").write_text("/**:\n  matching:\n    top_k: 5\n")
+    (tmp_path / "broken.yaml").write_text("/**:\n  ros__parameters:\n    a: [1\n")
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    os.mkfifo(tmp_path / "fifo.yaml")
+    done = run("--ros-args", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert reason in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "hashvpr_ros.ros.node", *arguments],
+        capture_output=True, text=True, timeout=60, cwd=cwd,
+        env={**os.environ, "PYTHONPATH": python_path()},
+    )  # fmt: skip
+
+
+def test_help_and_unknown_arguments():
+    done = run("--help")
+    assert done.returncode == 0 and "usage: vpr_node" in done.stdout and not done.stderr
+    done = run("--params-file", "x.yaml")  # without --ros-args
+    assert done.returncode == 2 and "after --ros-args" in done.stderr
 
 
 def count(path) -> int:
