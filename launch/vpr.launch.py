@@ -3,21 +3,31 @@
     ros2 launch hashvpr_ros vpr.launch.py image_topics:=/camera/image_raw map:=/tmp/office.vprmap
 
 An argument that is not given leaves what the parameter file says; `--show-args` lists them.
+The launch ends with an error (exit code 1) where the node dies or cannot be configured.
 """
 
+import asyncio
 from pathlib import Path
 from typing import List
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
-from launch.event_handlers import OnProcessStart
-from launch.events import matches_action
+from launch import Action, LaunchContext, LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueCoroutine,
+    OpaqueFunction,
+    RegisterEventHandler,
+)
+from launch.event_handlers import OnProcessExit, OnProcessStart
+from launch.events import Shutdown, matches_action
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.ros_adapters import get_ros_node
 from lifecycle_msgs.msg import Transition
 
 # Argument: (parameter, type, description). An empty value leaves the parameter file's.
@@ -60,40 +70,103 @@ def _node(context: LaunchContext) -> list:
         raise FileNotFoundError(f"params_file: there is no file {params_file}")
     parameters = _overrides(context)
     drive = _boolean("autostart", LaunchConfiguration("autostart").perform(context))
-    if drive:
-        parameters["autostart"] = False  # not both: the second one's transitions would be refused
+    respawn = _boolean("respawn", LaunchConfiguration("respawn").perform(context))
+    # One of them drives the node. With respawn it is the node itself: the launch would call the
+    # services of the dead process, which are known for some seconds after its end.
+    parameters["autostart"] = drive and respawn
     node = LifecycleNode(
         package="hashvpr_ros",
         executable="vpr_node",
         name=LaunchConfiguration("name"),
         namespace=LaunchConfiguration("namespace"),
         parameters=[params_file, parameters],
-        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        arguments=["--ros-args", *_log_levels(LaunchConfiguration("log_level").perform(context))],
         output="screen",
         emulate_tty=True,
+        respawn=respawn,
+        respawn_delay=2.0,
     )
-    if not drive:
-        return [node]
+    handlers = [] if respawn else [OnProcessExit(target_action=node, on_exit=_on_exit)]
+    if drive and not respawn:
+        handlers += _bring_up(node)
+    return [*(RegisterEventHandler(handler) for handler in handlers), node]
 
-    def change(transition: int) -> EmitEvent:
-        return EmitEvent(
-            event=ChangeState(
-                lifecycle_node_matcher=matches_action(node), transition_id=transition
-            )
-        )
 
-    # By events, which every distribution has; LifecycleTransition came after Humble.
-    configure = OnProcessStart(
-        target_action=node, on_start=[change(Transition.TRANSITION_CONFIGURE)]
-    )
-    activate = OnStateTransition(
+def _log_levels(level: str) -> list:
+    """ROS's own loggers say some hundred lines a second at debug, in which ours would be lost."""
+    arguments = ["--log-level", level]
+    if level.lower() == "debug":
+        for name in ("rcl", "rmw_fastrtps_cpp", "rmw_cyclonedds_cpp", "rmw_zenoh_cpp"):
+            arguments += ["--log-level", f"{name}:=info"]
+    return arguments
+
+
+def _on_exit(event: ProcessExited, context: LaunchContext) -> list:
+    if context.is_shutdown:
+        return []
+    if event.returncode:
+        return _fail(f"{event.process_name} ended with exit code {event.returncode}")
+    return [EmitEvent(event=Shutdown(reason=f"{event.process_name} has ended"))]
+
+
+def _fail(reason: str) -> list:
+    """End the launch with exit code 1, which only an exception does."""
+
+    def fail(context: LaunchContext) -> None:
+        raise RuntimeError(f"{reason}; its log above says why")
+
+    return [OpaqueFunction(function=fail)]
+
+
+def _bring_up(node: LifecycleNode) -> list:
+    """Take the node to active, and end the launch where that fails.
+
+    Each once, so that what is done by hand later is left alone. By events, which every
+    distribution has; LifecycleTransition came after Humble.
+    """
+    pending = [True]
+
+    def change(transition: int) -> ChangeState:
+        return ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition)
+
+    async def configure(context: LaunchContext) -> None:
+        # Only when it can be: launch cannot end in good order while it waits for a service of a
+        # process that has died.
+        service = f"{node.node_name}/change_state"
+        while service not in dict(get_ros_node(context).get_service_names_and_types()):
+            await asyncio.sleep(0.1)
+            if context.is_shutdown:
+                return
+        await context.emit_event(change(Transition.TRANSITION_CONFIGURE))
+
+    def done(context: LaunchContext) -> None:
+        pending[0] = False
+
+    def fail(reason: str) -> OpaqueFunction:
+        return OpaqueFunction(function=lambda context: _fail(reason) if pending[0] else [])
+
+    activate = EmitEvent(event=change(Transition.TRANSITION_ACTIVATE))
+    unconfigured = fail("vpr_node cannot be configured")
+    return [
+        OnProcessStart(target_action=node, on_start=[OpaqueCoroutine(coroutine=configure)]),
+        _on_transition(node, "configuring", "inactive", activate),
+        _on_transition(node, "configuring", "unconfigured", unconfigured),
+        _on_transition(node, "errorprocessing", "unconfigured", unconfigured),
+        _on_transition(node, "activating", "active", OpaqueFunction(function=done)),
+        _on_transition(node, "activating", "inactive", fail("vpr_node cannot be activated")),
+    ]
+
+
+def _on_transition(
+    node: LifecycleNode, start: str, goal: str, action: Action
+) -> OnStateTransition:
+    return OnStateTransition(
         target_lifecycle_node=node,
-        start_state="configuring",
-        goal_state="inactive",
-        entities=[change(Transition.TRANSITION_ACTIVATE)],
+        start_state=start,
+        goal_state=goal,
+        entities=[action],
         handle_once=True,
     )
-    return [RegisterEventHandler(configure), RegisterEventHandler(activate), node]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -113,7 +186,15 @@ def generate_launch_description() -> LaunchDescription:
             description="false: leave the node unconfigured, for a lifecycle manager",
         ),
         DeclareLaunchArgument(
-            "log_level", default_value="info", description="debug, info, warn, error or fatal"
+            "respawn",
+            default_value="false",
+            description="true: start the node again when it dies. The launch goes on then, also "
+            "where the node cannot be configured",
+        ),
+        DeclareLaunchArgument(
+            "log_level",
+            default_value="info",
+            description="debug (every decision), info, warn, error or fatal",
         ),
     ]
     for name, (parameter, _, description) in OVERRIDES.items():

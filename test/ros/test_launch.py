@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,15 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
 from sensor_msgs.msg import Image
-from vpr_process import PATIENCE_S, TRANSITIONS, new_namespace, wait_until
+from vpr_process import (
+    PATIENCE_S,
+    START_NS,
+    TRANSITIONS,
+    image_message,
+    new_namespace,
+    picture,
+    wait_until,
+)
 
 MISSING = [n for n in ("launch", "launch_ros", "ros2launch") if not importlib.util.find_spec(n)]
 pytestmark = [
@@ -110,8 +119,15 @@ def test_with_arguments_it_becomes_active(launched, tmp_path):
     assert one.get("matching.top_k") == 7
     assert one.get("input.compressed") is False
     assert one.get("autostart") is False  # the launch file drives it, not the node itself
-    one.client.matched(one.client.publisher(Image, f"{one.namespace}/right/image"))
-    assert "[DEBUG]" in one.text()
+    right = one.client.matched(one.client.publisher(Image, f"{one.namespace}/right/image"))
+
+    def debug():
+        right.publish(image_message(picture(1), START_NS))
+        return [line for line in one.text().splitlines() if "[DEBUG]" in line]
+
+    lines = wait_until(debug, "the decision on an image is logged")
+    assert "camera right/image" in lines[-1]
+    assert not any("[rcl" in line or "[rmw" in line for line in lines)
     one.end_well()
     assert path.is_file()
 
@@ -147,3 +163,51 @@ def test_wrong_arguments_are_refused(launched, arguments, reason):
     wait_until(lambda: not one.is_running(), "it ends")
     assert one.process.returncode != 0
     assert reason in one.text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"mode": "localisation"}, "ended with exit code 2"),
+        ({"mode": "localization", "map": "/no/such.vprmap"}, "vpr_node cannot be configured"),
+    ],
+)
+def test_a_node_that_cannot_start_ends_the_launch(launched, arguments, reason):
+    one = launched(**arguments)
+    wait_until(lambda: not one.is_running(), "it ends")
+    assert one.process.returncode == 1
+    assert reason in one.text() and "its log above says why" in one.text()
+    assert "Destroyable" not in one.text()
+
+
+def pid(one, count=1):
+    """Of the node, which was started so often."""
+    found = re.findall(r"process started with pid \[(\d+)\]", one.text())
+    return int(found[-1]) if len(found) == count else 0
+
+
+def test_a_node_that_dies_ends_the_launch(launched, tmp_path):
+    one = launched(map=tmp_path / "m.vprmap")
+    wait_until(lambda: one.state() == "active", "the node is active")
+    os.kill(pid(one), signal.SIGABRT)
+    wait_until(lambda: not one.is_running(), "it ends")
+    assert one.process.returncode == 1
+    assert "ended with exit code -6" in one.text()
+
+
+def test_a_node_that_ends_well_ends_the_launch_well(launched, tmp_path):
+    one = launched(map=tmp_path / "m.vprmap", autostart="false")
+    assert one.state() == "unconfigured"
+    os.kill(pid(one), signal.SIGINT)
+    wait_until(lambda: not one.is_running(), "it ends")
+    assert one.process.returncode == 0
+
+
+def test_a_node_that_dies_is_started_again_where_that_is_asked_for(launched, tmp_path):
+    one = launched(map=tmp_path / "m.vprmap", respawn="true")
+    wait_until(lambda: one.state() == "active", "the node is active")
+    os.kill(pid(one), signal.SIGABRT)
+    wait_until(lambda: pid(one, 2), "it is started again")
+    activated = "active: waiting for images"
+    wait_until(lambda: one.text().count(activated) == 2, "the node is active again")
+    one.end_well()

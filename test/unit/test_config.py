@@ -119,8 +119,8 @@ def test_launch_has_the_usual_arguments():
     text = LAUNCH.read_text()
     declared = set(re.findall(r'DeclareLaunchArgument\(\s*"(\w+)"', text))
     assert declared | set(launch_overrides()) == {
-        "namespace", "name", "params_file", "autostart", "log_level", "map", "engine", "mode",
-        "image_topics", "compressed", "use_sim_time",
+        "namespace", "name", "params_file", "autostart", "respawn", "log_level", "map", "engine",
+        "mode", "image_topics", "compressed", "use_sim_time",
     }  # fmt: skip
     assert set(re.findall(r'LaunchConfiguration\("(\w+)"\)', text)) <= declared
 
