@@ -131,9 +131,9 @@ def _bring_up(node: LifecycleNode) -> list:
 
     async def configure(context: LaunchContext) -> None:
         # Only when it can be: launch cannot end in good order while it waits for a service of a
-        # process that has died.
-        service = f"{node.node_name}/change_state"
-        while service not in dict(get_ros_node(context).get_service_names_and_types()):
+        # process that has died. The second service is made after the parameters were accepted.
+        services = {f"{node.node_name}/{name}" for name in ("change_state", "inspect_map")}
+        while not services <= set(dict(get_ros_node(context).get_service_names_and_types())):
             await asyncio.sleep(0.1)
             if context.is_shutdown:
                 return
