@@ -27,7 +27,7 @@ def without_effect(arguments: Sequence[str], node: str) -> list[str]:
     for flag, file in itertools.pairwise(arguments):
         if flag != "--params-file":
             continue
-        keys = list(_nodes_of(file))
+        keys = _nodes_of(file)
         if keys and not any(_matches(key, node) for key in keys):
             shown = ", ".join(repr(k) for k in keys[:_SHOWN]) + (", …" * (len(keys) > _SHOWN))
             sentences.append(
@@ -37,13 +37,12 @@ def without_effect(arguments: Sequence[str], node: str) -> list[str]:
     return sentences
 
 
-def _nodes_of(file: str) -> Iterator[str]:
+def _nodes_of(file: str) -> list[str]:
     """The nodes that a file has parameters of, as it names them; none for what is no such file."""
     try:
-        content = read_yaml(Path(file))
+        return list(_named(read_yaml(Path(file)), ""))
     except ConfigError:
-        return  # ROS has read it, or has said what is wrong
-    yield from _named(content, "")
+        return []  # ROS has read it, or has said what is wrong
 
 
 def _named(content: Any, path: str) -> Iterator[str]:

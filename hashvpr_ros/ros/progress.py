@@ -87,13 +87,13 @@ class Progress:
             return
         accepted = reasons.pop(Reason.ACCEPTED.value, 0)
         text = (
-            f"last {lasted_s:.0f} s: {images} images answered, {added} keyframes added (map: "
-            f"{keyframes}), {accepted} loop closures"
+            f"last {lasted_s:.0f} s: images answered: {images}, keyframes added: {added} (in the "
+            f"map: {keyframes}), loop closures: {accepted}"
         )
         if reasons:
             text += "; not accepted: " + _counts(reasons)
         if without_pose := new.pop("without pose", 0):
-            text += f"; {without_pose} images without a pose"
+            text += f"; images without a pose: {without_pose}"
         if new:
             text += "; lost: " + _counts(new)
         self._logger.info(text)
