@@ -5,6 +5,7 @@ A good copy is written under another name, checked as a whole, and only then tak
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shlex
@@ -133,7 +134,7 @@ def copy_with(
         count = write_copy(source, temporary)
         if waiting:
             with closing(Store.unfinished(temporary, Path(path))) as copy:
-                copy.write(waiting)
+                _add_waiting(copy, list(waiting), path)
                 count = copy.count()
         with closing(connect_unchanging(temporary)) as written:
             if problems := find_problems(written):
@@ -142,6 +143,28 @@ def copy_with(
                     "map that is open, and restore it"
                 )
     return count
+
+
+def _add_waiting(copy: Store, waiting: list[Row], path: str | Path) -> None:
+    """Add rows to a copy; where another program has taken their ids, under the next that are free.
+
+    Raises:
+        MapError: they cannot be written.
+    """
+    try:
+        copy.write(waiting)
+    except MapError as e:
+        if not isinstance(e.__cause__, sqlite3.IntegrityError):
+            raise
+        with reading(path):
+            begin = copy.next_id()
+        copy.write(
+            dataclasses.replace(row, id=id_) for id_, row in enumerate(waiting, start=begin)
+        )
+        _log.warning(
+            "%s: keyframes %d to %d have the ids from %d on here, for another program has taken "
+            "theirs", path, waiting[0].id, waiting[-1].id, begin,
+        )  # fmt: skip
 
 
 # The good copy

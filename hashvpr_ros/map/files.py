@@ -225,8 +225,9 @@ def refuse_orphan_log(path: Path) -> None:
     """Refuse to put a new map at a path where the log of a former one is left.
 
     Raises:
-        MapError: there is one.
+        MapError: there is one, or what has its name is no log.
     """
+    check_beside(path)
     for log in (wal_of(path), Path(f"{path}-journal")):
         if size_of(log):
             raise MapError(
@@ -255,6 +256,7 @@ def fold_log(path: Path) -> None:
         MapError: it cannot be folded, or a program that takes no lock holds the file.
     """
     logs = (wal_of(path), Path(f"{path}-journal"))
+    check_beside(path)
     if not any(log.exists() for log in logs):
         return
     try:

@@ -24,8 +24,8 @@ from hashvpr_ros.map.connection import connect_unchanging
 from hashvpr_ros.map.rows import KEYFRAME_COLUMNS, is_blob, is_sound, values_crc
 from hashvpr_ros.map.schema import (
     DAMAGE,
-    SQLITE_ERRORS,
     DamagedMapError,
+    check_tables,
     one_line,
     remedy,
 )
@@ -299,7 +299,14 @@ def check_leftover(db: sqlite3.Connection, path: Path) -> None:
     log = files.wal_of(path)
     if not files.size_of(log):
         return
-    refuse_log(db, path)
+    if problems := find_problems(db):
+        raise blame_log(
+            DamagedMapError(
+                f"{path}: damaged as read with {log.name}, the log that a killed writer left "
+                f"({problems[0]}); {remedy(path)}"
+            ),
+            path,
+        )
     for problem in log_problems(path):
         kept = files.dated(log, "damaged")
         try:
@@ -313,36 +320,29 @@ def check_leftover(db: sqlite3.Connection, path: Path) -> None:
         _log.warning("%s: %s; the log is kept as %s", path, problem, kept)
 
 
-def refuse_log(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse a log that makes a damaged map of its file; nothing is done where there is none.
-
-    Args:
-        db: reads the map with its log; nobody writes.
-
-    Raises:
-        DamagedMapError: map and log do not go together.
-    """
+def blame_log(error: DamagedMapError, path: Path) -> DamagedMapError:
+    """The error of a map that nobody writes; where the file alone is sound, it names the log."""
     log = files.wal_of(path)
-    if files.size_of(log) and (problems := find_problems(db)):
-        raise DamagedMapError(
-            f"{path}: damaged as read with {log.name}, the log that a killed writer left "
-            f"({problems[0]}); {_without(path)}{remedy(path)}"
-        )
+    count = _held_without_log(path) if files.size_of(log) else None
+    if count is None:
+        return error
+    return DamagedMapError(
+        f"{path}: damaged as read with {log.name}, the log that a killed writer left; the file "
+        f"alone is sound, with {count} keyframes: move the log away to go on from there, or "
+        f"{remedy(path)}"
+    )
 
 
-def _without(path: Path) -> str:
-    """What is left without the log, where that is sound."""
+def _held_without_log(path: Path) -> int | None:
+    """How many keyframes the file holds without its log; None where it is not sound then."""
     try:
         with closing(connect_unchanging(path)) as db:
+            check_tables(db, path)
             if find_problems(db):
-                return ""
-            (count,) = db.execute("SELECT count(*) FROM keyframes").fetchone()
-    except SQLITE_ERRORS:
-        return ""
-    return (
-        f"the file alone is sound, with {count} keyframes: move the log away to go on from there, "
-        "or "
-    )
+                return None
+            return sums(db)["keyframes"][0]
+    except (MapError, *DAMAGE):
+        return None
 
 
 def log_problems(path: Path) -> Iterator[str]:

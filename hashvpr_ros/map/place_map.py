@@ -157,7 +157,8 @@ class PlaceMap(SearchableMap):
                     raise damage from e
                 store.close()
         with closing_on_error(Store.open(path, meta, read_only=read_only, create=False)) as store:
-            found = salvage(store)
+            with reading(path):
+                found = salvage(store)
             check_meta(found.meta, meta, Path(path))
             _log.warning("%s", damage)
             if read_only:

@@ -339,8 +339,8 @@ def explain(error: Exception, path: str | Path, doing: str) -> MapError:
         helps = "another process holds it; close that one first"
     elif isinstance(error, sqlite3.IntegrityError) and "UNIQUE" in text:
         helps = (
-            f"another program has written to this map meanwhile ({text}); what it wrote stays; "
-            "keep the map on a local disk and let one program write it"
+            f"another program has written to this map meanwhile ({text}), and what it wrote "
+            "stays; save what this process has of it under another name (~/save_map)"
         )
     elif isinstance(error, (UnicodeDecodeError, sqlite3.DataError)) or any(
         word in text for word in ("malformed", "not a database", "decode to UTF-8")

@@ -99,9 +99,11 @@ class Store:
         try:
             with reading(path, "opening"):
                 return cls._open_locked(file, read_only)
-        except BaseException:
+        except BaseException as e:
+            if isinstance(e, DamagedMapError) and file.locked:
+                e = integrity.blame_log(e, path)
             file.close()
-            raise
+            raise e
 
     @classmethod
     def _open_locked(cls, file: LockedFile, read_only: bool) -> Store:
@@ -147,7 +149,8 @@ class Store:
         """Open a copy under its temporary name to add to it; the rest is as for `create`."""
         store = cls(connect(temporary.as_uri()), None, False)
         store.path = path
-        store.sessions()
+        with reading(path):
+            store.sessions()
         return store
 
     @contextmanager
@@ -186,11 +189,7 @@ class Store:
         """The error of a damaged map, which names the log of a killed writer that made it so."""
         if self._file is None or not self._file.locked:
             return error
-        try:
-            integrity.refuse_log(self.db, self._file.path)
-        except DamagedMapError as e:
-            return e
-        return error
+        return integrity.blame_log(error, self._file.path)
 
     def start_writing(self) -> None:
         """Make a store that is not read-only ready for writing.
@@ -493,12 +492,14 @@ class Store:
             return
         beside = None
         try:
-            with suppress(*SQLITE_ERRORS):
-                if not self.read_only and self._is_changed():
-                    # While another connection reads, SQLite leaves the log as it is.
-                    beside = connect(f"{self._file.path.as_uri()}?mode=ro")
+            if not self.read_only and self._is_changed():
+                # While another connection reads, SQLite leaves the log as it is. What it reads
+                # may make no sense, so that nothing is set first.
+                uri = f"{self._file.path.as_uri()}?mode=ro"
+                beside = sqlite3.connect(uri, uri=True, isolation_level=None)
+                with suppress(*SQLITE_ERRORS):
                     beside.execute("BEGIN")
-                    beside.execute("SELECT 1 FROM meta").fetchone()
+                    beside.execute("PRAGMA schema_version").fetchone()
             self.db.close()
         finally:
             if beside is not None:

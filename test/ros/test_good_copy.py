@@ -10,8 +10,8 @@ import pytest
 from small_disks import tmpfs
 from vpr_process import Camera, wait_until
 
+from hashvpr_ros.map.backup import restore
 from hashvpr_ros.map.place_map import PlaceMap
-from hashvpr_ros.map.restore import restore
 from hashvpr_ros.srv import LoadMap, SaveMap
 from hashvpr_ros.types import Descriptor
 
@@ -77,30 +77,47 @@ def test_the_copy_follows_the_map_from_end_to_end(start, path, good):
     assert sorted(os.listdir(path.parent)) == ["m.vprmap", "m.vprmap.good"]
 
 
-def test_damage_is_said_after_a_crash_and_the_robot_goes_on(start, path, good, diagnostics):
+def damaged_after_a_crash(start, path):
+    """A map of six keyframes, of which a copy has four, and the second is damaged."""
     node = start(map__path=str(path), **EVERYTHING).activate()
     record(node, 1, 5)
     assert node.stop() == 0
-    before = good.read_bytes()
     node = start(udp_only=True, map__path=str(path), **EVERYTHING).activate()
     record(node, 5, 7)
     wait_until(lambda: held(path) == 6, "it is written")
     node.stop(signal.SIGKILL)
     damage(path)
+
+
+def test_a_damaged_map_is_refused_with_the_copy(start, path, good):
+    damaged_after_a_crash(start, path)
+    before = path.read_bytes(), good.read_bytes()
     node = start(map__path=str(path), **EVERYTHING)
+    assert not node.change("configure")
+    assert node.logged("keyframe 2: its thumbnail does not match its checksum") == 1
+    assert node.logged("brings back the last good copy, of 20") == 1
+    assert node.logged("with 4 keyframes") == 1
+    assert (path.read_bytes(), good.read_bytes()) == before
+    assert restore(path).keyframes == 4
     assert node.change("configure"), node.text()
-    said = diagnostics(node, lambda d: "hashvpr map restore" in d["node"]["message"], "it is said")
-    assert (
-        "keyframe 2" in said["node"]["message"] and "with 4 keyframes" in said["node"]["message"]
-    )
+    assert node.stop() == 0
+
+
+def test_a_damaged_map_is_used_without_what_is_damaged(start, path, good, diagnostics):
+    damaged_after_a_crash(start, path)
+    before = good.read_bytes()
+    node = start(map__path=str(path), map__on_damage="drop", **EVERYTHING)
+    assert node.change("configure"), node.text()
+    said = diagnostics(node, lambda d: "damaged" in d["node"]["message"], "it is said")
+    assert "used without: 1 of 6 keyframes" in said["node"]["message"]
     assert node.change("activate")
     record(node, 7, 9)
     assert node.stop() == 0
-    assert good.read_bytes() == before and held(path) == 8
-    assert restore(path).keyframes == 4
-    node = start(map__path=str(path), **EVERYTHING)
-    assert node.change("configure") and node.logged("damaged") == 0
-    assert node.stop() == 0
+    with PlaceMap.open(path, read_only=True, verify=True) as place_map:
+        assert place_map.ids().tolist() == [1, 3, 4, 5, 6, 7, 8]
+    # The copy of before has the second keyframe.
+    assert path.with_name(good.name + ".old").read_bytes() == before and held(good) == 7
+    assert [p.name for p in path.parent.iterdir() if ".damaged-" in p.name]
 
 
 def test_a_map_that_cannot_be_read_is_refused_with_the_copy(start, path, good):
