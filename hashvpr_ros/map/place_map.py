@@ -408,8 +408,7 @@ class PlaceMap(SearchableMap):
             MapError: the path cannot be looked at.
         """
         with self._lock:
-            self._check_open()
-            return self._store.is_at(resolve(path))
+            return not self._closed and self._store.is_at(resolve(path))
 
     @contextmanager
     def _snapshot(self, *, must_flush: bool = True) -> Iterator[sqlite3.Connection]:

@@ -75,7 +75,7 @@ CREATE TABLE verdicts (
 CREATE TABLE checks (
     name TEXT PRIMARY KEY,
     count INTEGER NOT NULL,
-    sum INTEGER NOT NULL,
+    sum TEXT NOT NULL,
     crc INTEGER NOT NULL
 ) WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION_ID};

@@ -271,6 +271,17 @@ class SearchableMap:
             self._check_open()
             return self._rows.read(verdicts.read, self._store.db)
 
+    def check_unchanged(self) -> None:
+        """Refuse a map that another program has changed since it was opened.
+
+        Whatever is asked of the map looks, too; this is for when nothing is asked.
+
+        Raises:
+            MapError: it is changed, or closed.
+        """
+        with self._lock:
+            self._check_open()
+
     def _check_open(self) -> None:
         """Refuse to answer for a file that is closed, or that another program has changed."""
         if self._closed:

@@ -75,6 +75,7 @@ class Runtime:
         self.mode = Mode(config.mode)
         self.map_changes = 0  # counts replaced and cleared maps: ids of before mean nothing after
         self.write_problem = ""  # why keyframes wait in memory, while they do
+        self._map_problem = ""  # why the map is not used any more, where others have changed it
         self._report = report
         self._on_progress = on_progress
         self._change = threading.Lock()  # one service changes the map or the mode at a time
@@ -204,7 +205,17 @@ class Runtime:
         return self._recognizer
 
     def _commit_if_due(self) -> None:
-        if self._map is None or self._map.read_only:
+        if self._map is None:
+            return
+        try:
+            self._map.check_unchanged()
+            self._map_problem = ""
+        except MapError as e:
+            first, self._map_problem = not self._map_problem, str(e)
+            if first:
+                self._report(e)
+            return
+        if self._map.read_only:
             return
         try:
             self._map.flush_if_due()
@@ -258,7 +269,10 @@ class Runtime:
         """
         with self._changing():
             if self.map.is_at(path):
-                self.commit()
+                if self._is_usable():
+                    self.commit()
+                else:
+                    self.worker.ask(self._load_again, _ANSWER_S)
                 return self.map
             # Before it is opened for writing, which changes the file.
             drop = self.config.map.on_damage == "drop"
@@ -285,6 +299,32 @@ class Runtime:
         finally:
             self._change.release()
 
+    def _is_usable(self) -> bool:
+        """Whether the map in use is as it was opened; not where others have changed the file."""
+        try:
+            self.map.check_unchanged()
+        except MapError:
+            return False
+        return True
+
+    def _load_again(self) -> None:
+        """Open the map in use anew, since others have changed its file.
+
+        Raises:
+            MapError: keyframes wait that the file cannot take, or it cannot be opened. Then there
+                is no map until another is loaded.
+        """
+        if waiting := self.map.uncommitted():
+            raise MapError(
+                f"{self.map.path}: was changed by another program, and {waiting} keyframes wait "
+                "that belong to what it was before; end the node to do without them"
+            )
+        path = self.map.path
+        self.map.close()
+        self._map = self.open_map(path, create=False)
+        self.map_changes += 1
+        self.recognizer.set_map(self._map)
+
     def _warm(self, place_map: PlaceMap) -> None:
         """Have read what the first image would read for the first time."""
         ids, _ = place_map.search(np.zeros(CODE_BYTES, np.uint8), self.config.matching.top_k)
@@ -296,7 +336,7 @@ class Runtime:
             try:
                 old.flush()
             except MapError:
-                if not _has_what_waits(new, old):
+                if old.uncommitted() and not _has_what_waits(new, old):
                     raise  # its places would be lost
         self.map_changes += 1
         self.recognizer.set_map(new)

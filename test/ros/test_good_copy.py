@@ -1,6 +1,7 @@
 """The node keeps a good copy of its map, finds damage when it starts, and names the copy."""
 
 import os
+import shutil
 import signal
 import sqlite3
 from contextlib import closing
@@ -118,6 +119,23 @@ def test_a_damaged_map_is_used_without_what_is_damaged(start, path, good, diagno
     # The copy of before has the second keyframe.
     assert path.with_name(good.name + ".old").read_bytes() == before and held(good) == 7
     assert [p.name for p in path.parent.iterdir() if ".damaged-" in p.name]
+
+
+def test_a_map_that_is_copied_over_is_said_and_answers_again_when_it_is_loaded(start, path):
+    node = start(map__path=str(path), map__keep_good_copy=False, **EVERYTHING).activate()
+    record(node, 1, 4)
+    assert node.call(SaveMap, "save_map", path=f"{path}.more").result == SaveMap.Response.RESULT_OK
+    record(node, 4, 7)
+    assert node.stop() == 0 and held(path) == 6
+    node = start(map__path=str(path), mode="localization", **EVERYTHING).activate()
+    camera = Camera(node).connect()
+    assert camera.show(2, 100.0) is not None
+    shutil.copyfile(f"{path}.more", path)
+    # It is noticed while nothing is asked of the map.
+    wait_until(lambda: node.logged("was changed by another program while it was open"), "said")
+    assert node.call(LoadMap, "load_map", path=str(path)).keyframes == 3
+    assert camera.show(2, 101.0) is not None
+    assert node.stop() == 0
 
 
 def test_a_map_that_cannot_be_read_is_refused_with_the_copy(start, path, good):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from vpr_process import START_NS, Camera, image_message, picture
 
+from hashvpr_ros.map.backup import damage_of
 from hashvpr_ros.map.merge import merge_maps
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.rows import NewPlace
@@ -165,8 +166,7 @@ def test_a_load_that_fails_leaves_the_old_map_in_use(start, maps, tmp_path):
     assert node.call(SaveMap, "save_map").result == SaveMap.Response.RESULT_OK
     assert node.stop() == 0
     assert damaged.read_bytes() == bytes(content)
-    with PlaceMap.open(damaged, read_only=True) as place_map:
-        assert place_map.verify()
+    assert damage_of(damaged, {})
 
 
 def test_a_map_that_was_replaced_on_the_disk_is_loaded_from_there(start, maps, tmp_path):
