@@ -80,6 +80,12 @@ class PoseTrack:
             near = [s - stamp_ns for s in self._stamps[max(0, at - 1) : at + 1]]
         return min(near, key=abs) if near else None
 
+    @property
+    def span_ns(self) -> tuple[int, int] | None:
+        """The stamps of the first and the last pose; None without any."""
+        with self._changed:
+            return (self._stamps[0], self._stamps[-1]) if self._stamps else None
+
     def _reaches(self, stamp_ns: int) -> bool:
         return bool(self._stamps) and self._stamps[-1] >= stamp_ns
 

@@ -14,7 +14,7 @@ import click
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import json_option, machine, progress_bar, table, write_json
 from hashvpr_ros.cli.node_run import check_ros
-from hashvpr_ros.cli.outputs import PLOT_FILE
+from hashvpr_ros.cli.outputs import PATH, PLOT_FILE
 from hashvpr_ros.errors import ConfigError, MapError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="audit")
-@click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("path", metavar="MAP", type=PATH)
 @click.option(
     "--plot",
     type=PLOT_FILE,

@@ -238,11 +238,11 @@ def _node_bag(folder: Path, hz: float) -> Path:
 
 
 def _node_result(run: Any, hz: float) -> dict[str, Any]:
-    from hashvpr_ros.datasets.bag import read_own
+    from hashvpr_ros.datasets.bag import Losses, read_own
     from hashvpr_ros.evaluation.metrics import median_p95
 
     end_to_end = run.end_to_end_ms()
-    times = {stamp: m.times for stamp, m in read_own(run.answers, "PlaceHypotheses")}
+    times = {stamp: m.times for stamp, m in read_own(run.answers, "PlaceHypotheses", Losses())}
     # The first images find caches cold and the processes' discovery still at work.
     counted = sorted(set(end_to_end) & set(times))[20:]
     stages = ("decode", "preprocess", "engine", "search", "rerank", "store", "total")

@@ -10,15 +10,16 @@ import click
 
 from hashvpr_ros.cli.common import json_option, machine, progress_bar, table, write_json
 from hashvpr_ros.cli.export import SIZE, calibration_images
+from hashvpr_ros.cli.outputs import AnyPath
 from hashvpr_ros.cli.train import MISSING
 from hashvpr_ros.errors import ConfigError
 
 
 @click.command(name="export")
-@click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("checkpoint", type=AnyPath(dir_okay=False))
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=AnyPath(file_okay=False),
     required=True,
     help="Folder of images, for int8 and to compare bits by.",
 )

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hashvpr_ros.cli.outputs import JSON_FILE, write_json_text
+from hashvpr_ros.cli.outputs import JSON_FILE, PATH, write_json_text
 from hashvpr_ros.errors import ConfigError, MapError
 
 if TYPE_CHECKING:
+    from hashvpr_ros.datasets.bag import Losses
+    from hashvpr_ros.datasets.base import Frames
     from hashvpr_ros.map.place_map import PlaceMap
 
 
@@ -28,10 +30,14 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+_SHOWN_LINES = 5
+LOST_IMAGES = 3  # exit code of a result that lacks images; 2 is that of an error
+DEFAULT_RADIUS_M, DEFAULT_ANGLE_DEG = 4.0, 40.0
+
 engine_option = click.option(
     "--engine",
     "engine_path",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=None,
     help="Model file (.onnx, .engine, .pth). Default: the lite model of the package.",
 )
@@ -57,29 +63,100 @@ def tell_left_out(path: Path, left_out: Sequence[str]) -> None:
         click.echo(f"{path}: damaged; left out: {line}", err=True)
 
 
-def near_options(where: str) -> Callable[[Any], Any]:
+allow_partial_option = click.option(
+    "--allow-partial",
+    is_flag=True,
+    help="Use a bag that holds fewer messages than it lists: cut off, damaged, or a part missing.",
+)
+
+
+def near_options(where: str, utm: bool = False) -> Callable[[Any], Any]:
     """The options --radius and --angle, by which two images show one place.
+
+    Their values are None where they are not given, for DEFAULT_RADIUS_M and DEFAULT_ANGLE_DEG.
 
     Args:
         where: the option that they belong to.
+        utm: whether --radius is for image sets in layout utm, too.
     """
+    default = f"{DEFAULT_RADIUS_M:g}, or 25 in layout utm" if utm else f"{DEFAULT_RADIUS_M:g}"
     radius = click.option(
         "--radius",
         "radius_m",
         type=FiniteRange(0, min_open=True),
-        default=4.0,
-        show_default=True,
-        help=f"With {where}: metres within which two images show one place.",
+        default=None,
+        help=f"With {where}{', or in layout utm' if utm else ''}: metres within which two images "
+        f"show one place. Default: {default}.",
     )
     angle = click.option(
         "--angle",
         "angle_deg",
         type=FiniteRange(0, 180),
-        default=40.0,
-        show_default=True,
-        help=f"With {where}: degrees by which they may look apart.",
+        default=None,
+        help=f"With {where}: degrees by which they may look apart. Default: "
+        f"{DEFAULT_ANGLE_DEG:g}.",
     )
     return lambda command: radius(angle(command))
+
+
+def refuse_options(why: str, *names: str) -> None:
+    """Refuse options that were given, where they would have no effect.
+
+    Args:
+        why: ends the sentence, as in "belongs to --map-bag; give it".
+        names: of options of the command that runs, as in "--radius".
+
+    Raises:
+        ConfigError: one of them was given.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        given = source is click.core.ParameterSource.COMMANDLINE
+        for name in {*parameter.opts, *parameter.secondary_opts} & set(names) if given else ():
+            raise ConfigError(f"{name} {why}")
+
+
+def say_losses(frames: Frames | Losses) -> None:
+    """Print what of a bag or folder was left out, and what else is to be said of it."""
+    for note in frames.notes:
+        click.echo(note, err=True)
+    for line in frames.skipped[:_SHOWN_LINES]:
+        click.echo(f"left out: {line}", err=True)
+    if len(frames.skipped) > _SHOWN_LINES:
+        click.echo(f"left out: {len(frames.skipped) - _SHOWN_LINES} more", err=True)
+
+
+def said_of(truth: Mapping[str, Any]) -> str:
+    """What recall counts, as a sentence.
+
+    Args:
+        truth: see `evaluation.evaluate.ground_truth`.
+    """
+    counted, total = truth["with_correct_reference"], truth["queries"]
+    median = truth["median_correct_references"]
+    several = "" if median is None else f" (median {median:g})"
+    return (
+        f"{counted} of {total} queries have a correct reference{several}; {truth['left_out']} are "
+        "left out of recall"
+    )
+
+
+def end_with_losses(lost: int, total: int) -> None:
+    """End the command with exit code 3 where its result lacks images.
+
+    To be called when all is written and printed.
+
+    Args:
+        lost: images that were left out, missing or not answered.
+        total: images that there should be.
+    """
+    if lost:
+        click.echo(
+            f"{lost} of {total} images are not in this result, so the exit code is {LOST_IMAGES}",
+            err=True,
+        )
+        raise click.exceptions.Exit(LOST_IMAGES)
 
 
 def only_image_topic(bag: Path) -> str:

@@ -10,9 +10,15 @@ from typing import Any
 
 import click
 
-from hashvpr_ros.cli.common import FiniteRange, progress_bar, ticker
+from hashvpr_ros.cli.common import (
+    FiniteRange,
+    end_with_losses,
+    progress_bar,
+    say_losses,
+    ticker,
+)
 from hashvpr_ros.cli.node_run import check_ros, run_node
-from hashvpr_ros.cli.outputs import check_folder
+from hashvpr_ros.cli.outputs import PATH, check_folder
 from hashvpr_ros.cli.run_report import make_run, show_run
 
 _LENGTH_M, _SEED, _EXCLUDE_RECENT_S = 120.0, 0, 20.0
@@ -22,14 +28,14 @@ _PLAY_HZ = 10.0  # images a second, as most robots give
 @click.command(name="demo")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=None,
     help="Folder in the layout of VPR-Bench: ref/ makes the map, query/ is played live. "
     "Default: a rendered course.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("demo_output"),
     show_default=True,
     help="Folder for bag, map, answers and report.",
@@ -44,7 +50,8 @@ _PLAY_HZ = 10.0  # images a second, as most robots give
 def command(data: Path | None, out: Path, hz: float) -> None:
     """Play a bag to a real node over DDS, and report what it recognised.
 
-    Needs ROS 2 and the built messages: `make demo` brings both.
+    Needs ROS 2 and the built messages: `make demo` brings both. Images that cannot be read, or
+    that the node does not answer, are lost: the exit code is 3 then.
     """
     check_ros()
     replaced = (
@@ -54,8 +61,10 @@ def command(data: Path | None, out: Path, hz: float) -> None:
     )
     check_folder(out, (out / "run").is_dir(), replaced)
     (out / "run").mkdir(parents=True, exist_ok=True)  # what is there from here on is of a demo
-    run = _course(out, hz) if data is None else _dataset(data, out, hz)
-    show_run(run, out)
+    run, lost = (_course(out, hz), 0) if data is None else _dataset(data, out, hz)
+    summary = show_run(run, out)
+    lost += summary["images_lost"]
+    end_with_losses(lost, lost + summary["images_answered"])
 
 
 def _parameters(**changes: Any) -> dict[str, Any]:
@@ -136,16 +145,21 @@ def _rendered_bag(out: Path) -> Path:
     return bag
 
 
-def _dataset(data: Path, out: Path, hz: float) -> Any:
-    """The reference traverse of a dataset as map, its query traverse live."""
+def _dataset(data: Path, out: Path, hz: float) -> tuple[Any, int]:
+    """The reference traverse of a dataset as map, its query traverse live.
+
+    Returns:
+        the run, and how many references could not be read.
+    """
     from hashvpr_ros.cli.common import open_engine
     from hashvpr_ros.config import from_flat
     from hashvpr_ros.datasets.bag import BagFrames
     from hashvpr_ros.datasets.bag_writer import IMAGE_TOPIC, write_bag
     from hashvpr_ros.datasets.folder import FolderFrames
     from hashvpr_ros.datasets.vpr_bench import VprBench
+    from hashvpr_ros.evaluation.closures import stamp_of
     from hashvpr_ros.evaluation.evaluate import SMALL_MAP, SMALL_TOP_K
-    from hashvpr_ros.evaluation.ground_truth import TruthByIndex
+    from hashvpr_ros.evaluation.ground_truth import TruthByStamp
     from hashvpr_ros.evaluation.run_result import judge, read_answers
     from hashvpr_ros.map.place_map import PlaceMap
     from hashvpr_ros.mapping.builder import build_map
@@ -172,11 +186,13 @@ def _dataset(data: Path, out: Path, hz: float) -> Any:
             references,
             progress=ticker(bar),
         )
+    say_losses(references)
     engine.close()
     bag = out / "query_bag"
     _remove_bag(bag)
     queries = FolderFrames(data / "query")
     write_bag(bag, queries)
+    say_losses(queries)
     top_k = SMALL_TOP_K if len(references) < SMALL_MAP else 100
     run = run_node(
         _parameters(
@@ -187,17 +203,23 @@ def _dataset(data: Path, out: Path, hz: float) -> Any:
         rate=hz * queries.period_s,
     )
     images = {frame.stamp_ns: frame.rgb for frame in BagFrames(bag, IMAGE_TOPIC)}
-    truth = TruthByIndex(dict(zip(sorted(images), dataset.positives(), strict=True)))
-    return make_run(
+    # Both folders give the image of an index the stamp of that index, left out or not.
+    positives = {stamp_of(i): right for i, right in enumerate(dataset.positives())}
+    truth = TruthByStamp(
+        {stamp: {stamp_of(j) for j in right} for stamp, right in positives.items()},
+        {stamp for stamp, right in positives.items() if right},
+    )
+    made = make_run(
         f"{data.resolve().name}: {len(queries)} live images against a map of {len(references)}",
         judge(read_answers(run.answers), truth),
         map_path,
-        played=len(run.published_ns),
+        played=len(queries),
         images=lambda wanted: {s: images[s] for s in wanted},
         positions={},
         settings={"mode": "localization", "top_k": top_k, "hz": hz, "data": data.resolve().name},
         live=run,
     )
+    return made, references.lost
 
 
 def _remove_bag(folder: Path) -> None:

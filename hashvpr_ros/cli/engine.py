@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hashvpr_ros.cli.common import json_option, write_json
-from hashvpr_ros.cli.outputs import TIMING_FILE
+from hashvpr_ros.cli.outputs import PATH, TIMING_FILE
 from hashvpr_ros.errors import EngineError
 
 
@@ -18,8 +18,8 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("model", metavar="MODEL.onnx", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT.engine", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL.onnx", type=PATH)
+@click.argument("out", metavar="OUT.engine", type=PATH)
 @click.option(
     "--precision",
     type=click.Choice(["fp16", "fp32"]),
@@ -85,7 +85,7 @@ def build(
 
 
 @command.command()
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=PATH)
 @json_option
 def info(path: Path, json_path: Path | None) -> None:
     """Say what an .onnx or .engine file is; needs no GPU."""

@@ -12,7 +12,11 @@ import click
 from hashvpr_ros import __version__
 from hashvpr_ros.cli import evaluate_suite
 from hashvpr_ros.cli.common import (
+    DEFAULT_ANGLE_DEG,
+    DEFAULT_RADIUS_M,
     FiniteRange,
+    allow_partial_option,
+    end_with_losses,
     engine_option,
     json_option,
     machine,
@@ -20,23 +24,30 @@ from hashvpr_ros.cli.common import (
     only_image_topic,
     open_engine,
     progress_bar,
+    refuse_options,
+    said_of,
+    say_losses,
     table,
     ticker,
     write_json,
 )
-from hashvpr_ros.cli.outputs import HTML_FILE
+from hashvpr_ros.cli.outputs import HTML_FILE, PATH
 from hashvpr_ros.errors import ConfigError
 
 if TYPE_CHECKING:
     from hashvpr_ros.datasets.bag import BagFrames
-    from hashvpr_ros.evaluation.bag_traverses import PoseAt
+    from hashvpr_ros.datasets.truth import TruePoses
+
+_BAG_OPTIONS = (
+    "--truth", "--map-truth", "--image-topic", "--spacing", "--angle", "--allow-partial",
+)  # fmt: skip
 
 
 @click.command(name="evaluate")
-@click.argument("folder", metavar="[FOLDER|BAG]", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", metavar="[FOLDER|BAG]", required=False, type=PATH)
 @click.option(
     "--suite",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Evaluate all image sets in this folder, at most two folders deep, into one table.",
 )
 @click.option(
@@ -85,7 +96,7 @@ if TYPE_CHECKING:
 @click.option(
     "--compare-to",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="MODEL",
     help="With --suite: also evaluate this model; its R@1 is a column of the table. Repeatable.",
 )
@@ -97,7 +108,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--map-bag",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Recognize the images of BAG by those of this bag. Needs --truth.",
 )
 @click.option("--image-topic", help="Of both bags. Default: their only one.")
@@ -111,7 +122,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="With --map-bag: metres from one image that is taken to the next.",
 )
-@near_options("--map-bag")
+@near_options("--map-bag", utm=True)
+@allow_partial_option
 @json_option
 def command(
     folder: Path | None,
@@ -130,8 +142,9 @@ def command(
     truth: str | None,
     map_truth: str | None,
     spacing_m: float,
-    radius_m: float,
-    angle_deg: float,
+    radius_m: float | None,
+    angle_deg: float | None,
+    allow_partial: bool,
     json_path: Path | None,
 ) -> None:
     """Measure recall, loop closures and latency.
@@ -139,7 +152,8 @@ def command(
     FOLDER has query/, ref/ and ground_truth_new.npy, or another layout: see --layout. With two
     traverses, ref/ becomes the map and query/ is played to the node's recognizer at its defaults.
     A drive is played to it in mode slam. With bags, BAG has the queries and --map-bag the
-    references; the poses of both are in one frame.
+    references; the poses of both are in one frame. Images that cannot be read are left out: the
+    exit code is 3 then.
 
     \b
     hashvpr evaluate corridor/
@@ -155,6 +169,7 @@ def command(
             raise ConfigError(
                 "--suite takes no FOLDER, --ablate, --map-bag, --top-k or --layout; leave them out"
             )
+        refuse_options("does not go with --suite; leave it out", *_BAG_OPTIONS, "--radius")
         evaluate_suite.run(
             suite, engine_path, queries=ranges, compare_to=compare_to, with_baselines=baselines,
             tolerance=tolerance, report=report, json_path=json_path,
@@ -166,24 +181,40 @@ def command(
         raise ConfigError("--queries and --compare-to belong to --suite; give it")
     if report is not None and not ablate:
         raise ConfigError("--report belongs to --ablate or --suite; give one of them")
-    if not baselines and not ablate:
-        raise ConfigError("--no-baselines belongs to --ablate or --suite; give one of them")
-    if ablate and top_k is not None:
-        raise ConfigError("--ablate compares several --top-k; leave it out")
-    if map_bag is None and (truth or map_truth or image_topic):
-        raise ConfigError("--truth, --map-truth and --image-topic belong to --map-bag; give it")
+    if ablate:
+        refuse_options(
+            "does not go with --ablate, which compares several; leave it out", "--top-k"
+        )
+    else:
+        refuse_options("belongs to --ablate or --suite; give one of them", "--no-baselines")
+    if map_bag is None:
+        refuse_options("belongs to --map-bag; give it", *_BAG_OPTIONS)
+    else:
+        refuse_options("is for folders, not for bags; leave it out", "--layout")
+    lost = 0
     with tempfile.TemporaryDirectory(prefix="hashvpr_evaluate") as images:
         if map_bag is None:
-            dataset: Any = (open_traverses if ablate else open_dataset)(folder, layout)
+            dataset: Any = (open_traverses if ablate else open_dataset)(folder, layout, radius_m)
         else:
-            queries, references = _drives((folder, map_bag), (truth, map_truth), image_topic)
+            queries, references = _drives(
+                (folder, map_bag), (truth, map_truth), image_topic, allow_partial
+            )
             with progress_bar(len(queries[0]) + len(references[0]), "reading the bags") as bar:
                 dataset = BagTraverses(
-                    queries, references, Path(images), spacing_m=spacing_m, radius_m=radius_m,
-                    angle_rad=math.radians(angle_deg), progress=ticker(bar),
+                    queries, references, Path(images), spacing_m=spacing_m,
+                    radius_m=DEFAULT_RADIUS_M if radius_m is None else radius_m,
+                    angle_rad=math.radians(DEFAULT_ANGLE_DEG if angle_deg is None else angle_deg),
+                    progress=ticker(bar),
                 )  # fmt: skip
+            for frames in (queries[0], references[0]):
+                say_losses(frames)
+                lost += frames.lost
+            for note in dataset.notes:
+                click.echo(note, err=True)
         result = _run(folder, dataset, engine_path, ablate, top_k, tolerance, report, baselines)
     write_json(json_path, result)
+    lost += result["images_left_out"]
+    end_with_losses(lost, lost + result["images"])
 
 
 def _run(
@@ -219,21 +250,28 @@ def _size(dataset: Any) -> str:
 
 
 def _drives(
-    bags: tuple[Path, Path], truths: tuple[str | None, str | None], image_topic: str | None
-) -> list[tuple[BagFrames, PoseAt]]:
+    bags: tuple[Path, Path],
+    truths: tuple[str | None, str | None],
+    image_topic: str | None,
+    allow_partial: bool,
+) -> list[tuple[BagFrames, TruePoses]]:
     """The images of two bags, and where they were taken."""
-    from hashvpr_ros.datasets.bag import BagFrames
+    from hashvpr_ros.datasets.bag import BagFrames, Losses
     from hashvpr_ros.datasets.truth import read_truth
 
     truth, map_truth = truths
     if truth is None:
         raise ConfigError("--map-bag needs --truth: where the images were taken")
-    if map_truth is None and Path(truth).is_file():
+    if map_truth is None and Path(truth).expanduser().is_file():
         raise ConfigError(f"{truth}: is of {bags[0]} alone; give --map-truth for {bags[1]}, too")
-    return [
-        (BagFrames(bag, image_topic or only_image_topic(bag)), read_truth(bag, said))
-        for bag, said in zip(bags, (truth, map_truth or truth), strict=True)
-    ]
+    drives = []
+    losses = Losses(allow_partial)
+    for bag, said in zip(bags, (truth, map_truth or truth), strict=True):
+        topic = image_topic or only_image_topic(bag)
+        frames = BagFrames(bag, topic, allow_partial=allow_partial)
+        drives.append((frames, read_truth(bag, said, losses)))
+    say_losses(losses)
+    return drives
 
 
 def _evaluate(dataset: Any, engine: Any, top_k: int | None, tolerance: int) -> dict[str, Any]:
@@ -250,8 +288,15 @@ def _evaluate(dataset: Any, engine: Any, top_k: int | None, tolerance: int) -> d
     rows += [
         (label, *(_percent(result["recall"][key][k]) for k in ks)) for key, label in names.items()
     ]
+    truth = result["ground_truth"]
+    if truth["left_out"]:
+        everything = result["recall_of_all_queries"]["rerank"]
+        label = f"re-ranked, of all {truth['queries']} queries"
+        rows.append((label, *(_percent(everything[k]) for k in ks)))
+    for line in done.skipped:
+        click.echo(f"left out: {line}", err=True)
     click.echo(table(rows))
-    _say_left_out(result)
+    click.echo(said_of(truth))
     _say_closures(result["closures"])
     _say_calibration(result["calibration"])
     rows = [("latency (ms)", "median", "p95")]
@@ -262,13 +307,6 @@ def _evaluate(dataset: Any, engine: Any, top_k: int | None, tolerance: int) -> d
     return result
 
 
-def _say_left_out(result: dict[str, Any]) -> None:
-    click.echo(
-        f"queries without a correct reference: {result['queries_without_ground_truth']} of "
-        f"{result['queries']}; recall does not count them"
-    )
-
-
 def _say_closures(found: dict[str, Any]) -> None:
     error = found["position_error_frames"]
     frames = _number(error["median"])
@@ -276,7 +314,8 @@ def _say_closures(found: dict[str, Any]) -> None:
         frames += f" frames (p95 {_number(error['p95'])})"
     click.echo(
         f"closures at the defaults: {found['accepted']} accepted, {found['correct']} correct, "
-        f"precision {_share(found['precision_percent'])}, "
+        + (f"{found['unknown']} without ground truth, " if found["unknown"] else "")
+        + f"precision {_share(found['precision_percent'])}, "
         f"{_share(found['closed_percent'])} of {found['revisits']} revisits closed, "
         f"position error {frames}"
     )
@@ -334,8 +373,10 @@ def _ablate(
                 f"{size['stored']:.0f}",
             )
         )
+    for line in done.skipped:
+        click.echo(f"left out: {line}", err=True)
     click.echo(table(rows))
-    _say_left_out(result)
+    click.echo(said_of(result["ground_truth"]))
     block = result["interval_block_queries"]
     click.echo(
         "intervals: none, since the queries show too few places"
@@ -358,7 +399,7 @@ def _ablate(
     if report is not None:
         from hashvpr_ros.evaluation.report import write_ablation
 
-        write_ablation(done, dataset, report, machine(), engine.info)
+        write_ablation(done, report, machine(), engine.info)
         click.echo(f"report: {report.resolve()}")
     return result
 

@@ -11,7 +11,16 @@ from typing import Any
 import click
 
 from hashvpr_ros import __version__
-from hashvpr_ros.cli.common import machine, open_engine, progress_bar, table, ticker, write_json
+from hashvpr_ros.cli.common import (
+    end_with_losses,
+    machine,
+    open_engine,
+    progress_bar,
+    said_of,
+    table,
+    ticker,
+    write_json,
+)
 from hashvpr_ros.errors import ConfigError, DatasetError
 
 Ranges = dict[str, tuple[int, int]]
@@ -79,14 +88,11 @@ def run(
         if result.error:
             click.echo(f"{result.name} failed: {result.error}")
         else:
-            left_out, total = (
-                result.summary[key] for key in ("queries_without_ground_truth", "queries")
-            )
-            if left_out:
-                click.echo(
-                    f"{result.name}: {left_out} of {total} queries have no correct reference; "
-                    "recall does not count them"
-                )
+            truth = result.summary["ground_truth"]
+            if truth["left_out"]:
+                click.echo(f"{result.name}: {said_of(truth)}")
+            for line in result.skipped:
+                click.echo(f"{result.name}: left out: {line}", err=True)
     settings: dict[str, Any] = {"tolerance": tolerance, "queries": ranges}
     if report is not None:
         from hashvpr_ros.evaluation.report import write_suite
@@ -108,6 +114,8 @@ def run(
     )
     if all(r.error for r in results):
         raise DatasetError(f"{folder}: none of its image sets could be evaluated; see above")
+    lost = sum(len(r.skipped) for r in results)
+    end_with_losses(lost, lost + sum(r.summary["images"] for r in results if not r.error))
 
 
 def _identity(engine: Any) -> dict[str, str]:

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hashvpr_ros.cli.common import json_option, table, write_json
-from hashvpr_ros.cli.outputs import PLOT_FILE
+from hashvpr_ros.cli.common import (
+    allow_partial_option,
+    json_option,
+    refuse_options,
+    say_losses,
+    table,
+    write_json,
+)
+from hashvpr_ros.cli.outputs import PATH, PLOT_FILE
 from hashvpr_ros.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ _DRAWN = 3  # hypotheses
 
 
 @click.command(name="explain")
-@click.argument("bag", type=click.Path(path_type=Path))
+@click.argument("bag", type=PATH)
 @click.option(
     "--stamp", "stamp_s", type=float, default=None, help="Of the image, in seconds as in ROS."
 )
@@ -36,14 +43,14 @@ _DRAWN = 3  # hypotheses
 @click.option(
     "--map",
     "map_path",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=None,
     help="The map, whose thumbnails are drawn.",
 )
 @click.option(
     "--images",
     "images_bag",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=None,
     help="Bag whose images are drawn, where BAG has none and the map has no thumbnail.",
 )
@@ -53,6 +60,7 @@ _DRAWN = 3  # hypotheses
     default=None,
     help="Draw the image and its best places into this PNG or SVG.",
 )
+@allow_partial_option
 @json_option
 def command(
     bag: Path,
@@ -62,6 +70,7 @@ def command(
     map_path: Path | None,
     images_bag: Path | None,
     plot: Path | None,
+    allow_partial: bool,
     json_path: Path | None,
 ) -> None:
     """Why did the image at a stamp get a loop closure, or none?
@@ -69,12 +78,17 @@ def command(
     BAG is a bag with the node's ~/ledger (publish.ledger: true), or what `hashvpr replay BAG --set
     publish.ledger=true` leaves in its OUT/ledger. Without --stamp all reasons are counted.
     """
-    from hashvpr_ros.datasets.bag import read_own
+    from hashvpr_ros.datasets.bag import Losses, read_own
 
+    if stamp_s is None:
+        refuse_options("belongs to --stamp; give it", "--place", "--plot", "--map", "--images")
+    if plot is None:
+        refuse_options("belongs to --plot; give it", "--map", "--images")
+    losses = Losses(allow_partial)
     reasons: Counter[str] = Counter()
     first_s: dict[str, float] = {}
     nearest: tuple[float, Any] | None = None
-    for stamp_ns, ledger in read_own(bag, "DecisionLedger"):
+    for stamp_ns, ledger in read_own(bag, "DecisionLedger", losses):
         if camera is not None and ledger.camera != camera:
             continue
         reasons[str(ledger.reason)] += 1
@@ -83,6 +97,7 @@ def command(
             off_s = abs(stamp_ns / 1e9 - stamp_s)
             if nearest is None or off_s < nearest[0]:
                 nearest = off_s, ledger
+    say_losses(losses)
     if not reasons:
         raise DatasetError(
             f"{bag}: has no ledger{'' if camera is None else f' of camera {camera}'}; record "

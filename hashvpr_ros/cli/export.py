@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from hashvpr_ros.cli.common import json_option, progress_bar, write_json
+from hashvpr_ros.cli.outputs import AnyPath
 from hashvpr_ros.cli.train import MISSING
 from hashvpr_ros.errors import CheckpointError, ConfigError
 from hashvpr_ros.file_io import MOST_CHECKPOINT_BYTES, check_regular
@@ -38,8 +39,8 @@ SIZE = _Size()
 
 
 @click.command(name="export")
-@click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("checkpoint", type=AnyPath(dir_okay=False))
+@click.argument("out", type=AnyPath(dir_okay=False))
 @click.option(
     "--size",
     type=SIZE,
@@ -62,7 +63,7 @@ SIZE = _Size()
 )
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=AnyPath(file_okay=False),
     default=None,
     help="Folder of images from where the robot drives: to calibrate int8, and to check by.",
 )

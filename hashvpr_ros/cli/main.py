@@ -55,7 +55,11 @@ class _Lazy(click.Group):
 @click.command(cls=_Lazy, name="hashvpr")
 @click.version_option(__version__, prog_name="hashvpr")
 def cli() -> None:
-    """Visual place recognition: maps, queries, evaluation and benchmarks."""
+    """Visual place recognition: maps, queries, evaluation and benchmarks.
+
+    Exit codes: 0, all went well; 2, an error; 3, there is a result, but it lacks images that could
+    not be read or were not answered; 130, interrupted.
+    """
 
 
 def main() -> None:

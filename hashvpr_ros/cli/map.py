@@ -6,26 +6,34 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from hashvpr_ros.cli.common import (
+    allow_partial_option,
+    end_with_losses,
     engine_option,
     json_option,
     keep_good_copy,
     open_engine,
     progress_bar,
+    refuse_options,
     salvage_option,
+    say_losses,
     table,
     tell_left_out,
     ticker,
     write_json,
 )
 from hashvpr_ros.cli.map_edit import COMMANDS
+from hashvpr_ros.cli.outputs import PATH
 from hashvpr_ros.errors import ConfigError, DatasetError, MapError
 
-_map_argument = click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
+if TYPE_CHECKING:
+    from hashvpr_ros.datasets.base import Frames
+
+_map_argument = click.argument("path", metavar="MAP", type=PATH)
 
 
 @click.group(name="map")
@@ -38,16 +46,17 @@ for _command in COMMANDS:
 
 
 @command.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--images", type=click.Path(path_type=Path), help="Folder of images.")
-@click.option("--bag", type=click.Path(path_type=Path), help="rosbag2, sqlite3 or mcap.")
+@click.argument("out", type=PATH)
+@click.option("--images", type=PATH, help="Folder of images.")
+@click.option("--bag", type=PATH, help="rosbag2, sqlite3 or mcap.")
 @click.option("--image-topic", help="Image or CompressedImage topic of the bag.")
 @click.option("--pose-topic", default="", help="Odometry or PoseStamped topic of the bag.")
 @click.option("--session", default="", help="Name of the session. Default: a UUID.")
 @click.option("--camera", default="camera", show_default=True, help="Name of the camera.")
 @click.option("--append", is_flag=True, help="Add to a map that exists.")
-@click.option("--every", is_flag=True, help="Keep every image, not only keyframes.")
+@click.option("--every", is_flag=True, help="With --bag: keep every image, not only keyframes.")
 @salvage_option
+@allow_partial_option
 @engine_option
 def build(
     out: Path,
@@ -60,12 +69,14 @@ def build(
     append: bool,
     every: bool,
     salvage: bool,
+    allow_partial: bool,
     engine_path: Path | None,
 ) -> None:
     """Build the map OUT from a folder of images or a bag.
 
     A folder has no times: each of its images becomes a keyframe. OUT appears when all went well;
-    what --append added before an error stays.
+    what --append added before an error stays. Images that cannot be read are left out: the exit
+    code is 3 then.
 
     \b
     hashvpr map build office.vprmap --images office/
@@ -80,12 +91,12 @@ def build(
 
     if (images is None) == (bag is None):
         raise ConfigError("give either --images DIR or --bag BAG")
-    if images is not None and (image_topic or pose_topic):
-        raise ConfigError("--image-topic and --pose-topic are for --bag; leave them out")
-    frames: Any
+    frames: Frames
     if images is not None:
         from hashvpr_ros.datasets.folder import FolderFrames
 
+        for_bags = "--image-topic", "--pose-topic", "--every", "--allow-partial"
+        refuse_options("is for --bag; leave it out", *for_bags)
         frames = FolderFrames(images)
     else:
         from hashvpr_ros.datasets.bag import BagFrames
@@ -93,7 +104,7 @@ def build(
         assert bag is not None
         if not image_topic:
             raise ConfigError("--bag needs --image-topic; `hashvpr map build --help` shows how")
-        frames = BagFrames(bag, image_topic, pose_topic)
+        frames = BagFrames(bag, image_topic, pose_topic, allow_partial=allow_partial)
     out = files.resolve(out)
     if files.status(out) is not None and not append:
         raise MapError(f"{out}: exists; give another path, or --append to add to it")
@@ -129,19 +140,21 @@ def build(
             camera=camera,
             progress=ticker(bar),
         )
-        skipped = getattr(frames, "skipped", [])
         if not counts.images:
-            reason = f"none can be read, as {skipped[0]}" if skipped else "the topic is empty"
-            raise DatasetError(f"{bag}: no images on {image_topic}: {reason}; give another topic")
+            skipped = frames.skipped
+            reason = f"none can be read, as {skipped[0]}" if skipped else "there is none"
+            where = f"{images}: no images" if bag is None else f"{bag}: no images on {image_topic}"
+            what = "folder" if bag is None else "topic"
+            raise DatasetError(f"{where}: {reason}; give another {what}")
         place_map.flush()
         total = len(place_map)
-    for line in skipped[:5]:
-        click.echo(f"left out: {line}", err=True)
+    say_losses(frames)
     click.echo(
         f"{out}: {counts.keyframes} keyframes from {counts.images} images"
-        + (f", {len(skipped)} images left out" if skipped else "")
+        + (f", {frames.lost} images left out" if frames.lost else "")
         + f"; {total} in the map"
     )
+    end_with_losses(frames.lost, counts.images + frames.lost)
 
 
 @contextmanager

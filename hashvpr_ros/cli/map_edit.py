@@ -21,11 +21,11 @@ from hashvpr_ros.cli.common import (
     ticker,
     write_json,
 )
-from hashvpr_ros.cli.outputs import EXPORT_FILE
+from hashvpr_ros.cli.outputs import EXPORT_FILE, PATH
 from hashvpr_ros.errors import ConfigError
 
-_map_argument = click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
-_out_argument = click.argument("out", type=click.Path(path_type=Path))
+_map_argument = click.argument("path", metavar="MAP", type=PATH)
+_out_argument = click.argument("out", type=PATH)
 _overwrite_option = click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 
 
@@ -44,7 +44,7 @@ def _tell_calibration(calibrated: bool) -> None:
 
 
 @click.command()
-@click.argument("maps", metavar="MAP MAP...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("maps", metavar="MAP MAP...", nargs=-1, type=PATH)
 @_out_argument
 @_overwrite_option
 @salvage_option

@@ -1,4 +1,4 @@
-"""Files that commands write beside what they print, and what they must not replace by them."""
+"""Paths on the command line, and what the files that commands write must not replace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,31 @@ from hashvpr_ros.file_io import replacing
 from hashvpr_ros.map.files import refuse_kept_name
 
 
-class OutFile(click.Path):
+class AnyPath(click.Path):
+    """A path, in which a leading ~ stands for a home folder as in a shell.
+
+    No shell expands it after a `=`, as in `--out=~/run`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        text = os.fspath(value)
+        expanded = os.path.expanduser(text)
+        if text[:1] == "~" and expanded == text:
+            self.fail(
+                f"{text}: there is no such home folder; write ./{text} for a file of that name.",
+                param,
+                ctx,
+            )
+        return super().convert(expanded, param, ctx)
+
+
+PATH = AnyPath()
+
+
+class OutFile(AnyPath):
     """A path to be written, where there is nothing yet or an older file of the same kind.
 
     A wrong name or a swapped argument then costs no map, bag, model or image.
@@ -33,13 +57,13 @@ class OutFile(click.Path):
         suffixes: tuple[str, ...] = (),
         make_folder: bool = False,
     ) -> None:
-        super().__init__(path_type=Path, dir_okay=False)
+        super().__init__(dir_okay=False)
         self._kind, self._begins = kind, begins
         self._suffixes, self._make_folder = suffixes, make_folder
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         """Check it before the work, too, which may take hours."""
-        path: Any = super().convert(value, param, ctx)
+        path: Path = super().convert(value, param, ctx)
         if self._suffixes and path.suffix.lower() not in self._suffixes:
             self.fail(f"{path}: the name must end in {' or '.join(self._suffixes)}.", param, ctx)
         if not self._make_folder and not path.parent.is_dir():

@@ -6,14 +6,20 @@ from pathlib import Path
 
 import click
 
-from hashvpr_ros.cli.common import engine_option, json_option, open_engine, table, write_json
+from hashvpr_ros.cli.common import (
+    end_with_losses,
+    engine_option,
+    json_option,
+    open_engine,
+    table,
+    write_json,
+)
+from hashvpr_ros.cli.outputs import PATH
 
 
 @click.command(name="query")
-@click.argument("path", metavar="MAP", type=click.Path(path_type=Path))
-@click.argument(
-    "images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("path", metavar="MAP", type=PATH)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
 @engine_option
 @click.option(
     "--top-k",
@@ -40,10 +46,13 @@ def command(
 ) -> None:
     """Which places of MAP do the images show, each by itself?
 
-    One image is no loop closure: the node asks the images before it, too.
+    One image is no loop closure: the node asks the images before it, too. Images that cannot be
+    read are left out: the exit code is 3 then.
     """
     from hashvpr_ros.config import from_flat
     from hashvpr_ros.datasets.folder import read_image
+    from hashvpr_ros.errors import DatasetError
+    from hashvpr_ros.evaluation.evaluate import Skipped
     from hashvpr_ros.map.place_map import PlaceMap
     from hashvpr_ros.matching.recognizer import Recognizer
     from hashvpr_ros.types import Mode
@@ -51,14 +60,23 @@ def command(
     engine = open_engine(engine_path)
     info = engine.info
     results = []
+    skipped = Skipped()
     with PlaceMap.open(
         path, info.fingerprint, info.feature_dim, model_name=info.name, read_only=True, verify=True
     ) as place_map:
         recognizer = Recognizer(
             engine, place_map, from_flat({"matching.top_k": top_k}), mode=Mode.LOCALIZATION
         )
-        for image in images:
-            decision = recognizer.recognize(read_image(image), max_hypotheses=show)
+        for i, image in enumerate(images):
+            rgb = None
+            with skipped.leaving_out(i):
+                rgb = read_image(image)
+            if rgb is None:
+                if len(images) == 1:
+                    raise DatasetError(skipped.lines[0])
+                click.echo(f"left out: {skipped.lines[-1]}", err=True)
+                continue
+            decision = recognizer.recognize(rgb, max_hypotheses=show)
             hypotheses = [
                 {
                     "place_id": h.keyframe.id,
@@ -101,3 +119,4 @@ def command(
                 ]
                 click.echo(table(rows))
     write_json(json_path, results)
+    end_with_losses(len(skipped.lines), len(images))

@@ -15,16 +15,22 @@ import click
 
 from hashvpr_ros import __version__
 from hashvpr_ros.cli.common import (
+    DEFAULT_ANGLE_DEG,
+    DEFAULT_RADIUS_M,
     FiniteRange,
+    allow_partial_option,
+    end_with_losses,
     json_option,
     machine,
     near_options,
     only_image_topic,
     progress_bar,
+    refuse_options,
+    say_losses,
     table,
     write_json,
 )
-from hashvpr_ros.cli.outputs import check_folder, write_json_text
+from hashvpr_ros.cli.outputs import PATH, check_folder, write_json_text
 from hashvpr_ros.cli.run_report import make_run, show_run
 from hashvpr_ros.cli.settings import change_of, read_parameter_file, set_option
 from hashvpr_ros.errors import ConfigError, MapError
@@ -39,10 +45,10 @@ if TYPE_CHECKING:
 
 
 @click.command(name="replay")
-@click.argument("bag", type=click.Path(path_type=Path))
+@click.argument("bag", type=PATH)
 @click.option(
     "--params",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=None,
     help="ROS 2 parameter file of the node. Default: the node's defaults.",
 )
@@ -57,13 +63,13 @@ if TYPE_CHECKING:
 @click.option(
     "--map",
     "map_path",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=None,
     help="Map to begin with; it is copied, never changed. Default: an empty one.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("replay_output"),
     show_default=True,
     help="Folder for the map, decisions and report; with publish.ledger for a bag of ledgers.",
@@ -86,10 +92,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=None,
     help="Decisions of another run, its OUT/decisions.jsonl: say where the two part first.",
 )
+@allow_partial_option
 @json_option
 def command(
     bag: Path,
@@ -100,30 +107,40 @@ def command(
     map_path: Path | None,
     out: Path,
     truth: str | None,
-    radius_m: float,
-    angle_deg: float,
+    radius_m: float | None,
+    angle_deg: float | None,
     ros: bool,
     rate: float,
     against: Path | None,
+    allow_partial: bool,
     json_path: Path | None,
 ) -> None:
     """Run the node's own code on BAG, without ROS and as fast as it goes.
 
     The same bag and settings give the same digest of all decisions, every time, and that of the
-    live node where it drops no image and its odometry comes in time (pose.wait_s).
+    live node where it drops no image and its odometry comes in time (pose.wait_s). Images that
+    cannot be read, or that a live node does not answer, are left out: the exit code is 3 then.
     """
     from hashvpr_ros.config import from_flat
+    from hashvpr_ros.datasets.bag import Losses
     from hashvpr_ros.datasets.truth import read_truth
     from hashvpr_ros.evaluation.decisions import digest, first_difference, read_lines
     from hashvpr_ros.map.files import resolve
 
+    if truth is None:
+        refuse_options("belongs to --truth; give it", "--radius", "--angle")
+    if not ros:
+        refuse_options("belongs to --ros; give it", "--rate")
     flat = read_parameter_file(params) if params else {}
     flat |= dict(change_of(c) for c in changes)
     flat |= _topics(bag, image_topics, pose_topic, "input.image_topics" in flat)
     config = from_flat(flat | {"map.path": str(out / "map.vprmap")})
-    frames, cameras = _open(bag, config)
+    frames, cameras = _open(bag, config, allow_partial)
     other = None if against is None else read_lines(against)
-    pose_at = None if truth is None else read_truth(bag, truth)
+    truth_losses = Losses(allow_partial)
+    true_poses = None if truth is None else read_truth(bag, truth, truth_losses)
+    for line in (*truth_losses.notes, *truth_losses.skipped):
+        click.echo(f"ground truth: {line}", err=True)
     decisions = out / "decisions.jsonl"
     check_folder(out, decisions.is_file(), ("map.vprmap", "ledger", "run"))
     if map_path is not None and resolve(map_path) == resolve(config.map.path):
@@ -131,18 +148,13 @@ def command(
     _prepare_map(map_path, Path(config.map.path))
     write_json_text(decisions, "")  # what is in the folder from here on is of a replay
     if ros:
-        run = _play(bag, flat, config, out, rate)
+        run = _play(bag, flat, config, out, rate, len(frames))
     else:
         run = _replay(frames, cameras, config, out / "ledger")
     write_json_text(decisions, "".join(f"{line}\n" for line in run.lines))
     result: dict[str, Any] = {"images": len(run.lines), "digest": digest(run.lines)}
-    if pose_at is not None:
-        seen = _Truth(pose_at, radius_m, math.radians(angle_deg))
-        result |= _report(bag, run, frames, config, seen, out)
     reasons = Counter(a.reason for a in run.answers)
     result["reasons"] = dict(reasons)
-    for line in frames.skipped[:5]:
-        click.echo(f"left out: {line}", err=True)
     click.echo(
         table(
             [
@@ -155,7 +167,16 @@ def command(
     if other is not None:
         result["difference"] = difference = first_difference(other, run.lines)
         click.echo(f"first difference: {difference}" if difference else "no difference")
+    if true_poses is not None:
+        true_poses.require([a.stamp_ns for a in run.answers])
+        seen = _Truth(
+            true_poses.at,
+            DEFAULT_RADIUS_M if radius_m is None else radius_m,
+            math.radians(DEFAULT_ANGLE_DEG if angle_deg is None else angle_deg),
+        )
+        result |= _report(bag, run, frames, config, seen, out)
     write_json(json_path, result | {"machine": machine(), "version": __version__})
+    end_with_losses(run.lost, run.lost + len(run.lines))
 
 
 @dataclass(frozen=True)
@@ -171,6 +192,7 @@ class _Truth:
 class _Run:
     lines: list[str]
     answers: list[Answer]
+    lost: int  # images that could not be read, or that the live node did not answer
     live: NodeRun | None = None
 
 
@@ -188,7 +210,7 @@ def _topics(
     return flat
 
 
-def _open(bag: Path, config: Config) -> tuple[BagFrames, dict[str, str]]:
+def _open(bag: Path, config: Config, allow_partial: bool) -> tuple[BagFrames, dict[str, str]]:
     """The frames of the node's topics, and the camera of each topic."""
     from hashvpr_ros.config import camera_names, image_topic
     from hashvpr_ros.datasets.bag import BagFrames
@@ -208,6 +230,7 @@ def _open(bag: Path, config: Config) -> tuple[BagFrames, dict[str, str]]:
         list(cameras),
         _absolute(config.pose.odometry_topic) if odometry else "",
         config.pose.max_age_s,
+        allow_partial=allow_partial,
     )
     return frames, cameras
 
@@ -278,20 +301,33 @@ def _replay(frames: BagFrames, cameras: dict[str, str], config: Config, ledger_p
                 bar.update(1)
     finally:
         engine.close()
-    return _Run(lines, answers)
+    say_losses(frames)
+    return _Run(lines, answers, frames.lost)
 
 
-def _play(bag: Path, flat: dict[str, Any], config: Config, out: Path, rate: float) -> _Run:
+def _play(
+    bag: Path, flat: dict[str, Any], config: Config, out: Path, rate: float, images: int
+) -> _Run:
     from hashvpr_ros.cli.node_run import run_node
-    from hashvpr_ros.datasets.bag import read_own
+    from hashvpr_ros.datasets.bag import Losses, read_own
     from hashvpr_ros.evaluation.decisions import line_of_message
     from hashvpr_ros.evaluation.run_result import read_answers
 
     live = run_node(flat | {"map.path": config.map.path}, bag, out / "run", rate=rate)
     if live.lost:
         click.echo(f"{len(live.lost)} images were lost on the way, or dropped", err=True)
-    lines = [line_of_message(stamp, m) for stamp, m in read_own(live.answers, "PlaceHypotheses")]
-    return _Run(lines, read_answers(live.answers), live)
+    if len(live.published_ns) < images:
+        click.echo(
+            f"{images - len(live.published_ns)} of {images} images have no stamp of their own, so "
+            "their answers cannot be told apart; replay them without --ros",
+            err=True,
+        )
+    answers = read_answers(live.answers)
+    lines = [
+        line_of_message(stamp, m)
+        for stamp, m in read_own(live.answers, "PlaceHypotheses", Losses())
+    ]
+    return _Run(lines, answers, len(live.lost), live)
 
 
 def _report(

@@ -91,11 +91,17 @@ def show_run(run: RunResult, out: Path) -> dict[str, Any]:
             "images played, answered, lost",
             f"{summary['images_played']}, {summary['images_answered']}, {summary['images_lost']}",
         ),
+        ("images without ground truth", str(summary["images_without_ground_truth"])),
         ("images that show a known place", str(summary["revisits"])),
         ("  recall@1 of single images", _percent(summary["recall_at_1"])),
         ("  closed by an accepted closure", _percent(summary["closure_recall"])),
         ("loop closures accepted", str(summary["closures_accepted"])),
-        ("  precision against ground truth", _percent(summary["closure_precision"])),
+        (
+            "  right, wrong, without ground truth",
+            f"{summary['closures_right']}, {summary['closures_wrong']}, "
+            f"{summary['closures_unknown']}",
+        ),
+        ("  precision of those with ground truth", _percent(summary["closure_precision"])),
     ]
     if "end_to_end" in latency:
         rows.append(("latency, image published to answer", _ms(latency["end_to_end"])))

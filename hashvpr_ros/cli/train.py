@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from hashvpr_ros.cli.common import machine, write_json
+from hashvpr_ros.cli.outputs import AnyPath
 from hashvpr_ros.cli.settings import change_of, set_option
 from hashvpr_ros.errors import ConfigError
 from hashvpr_ros.file_io import MB, read_text
@@ -38,7 +39,7 @@ def _example(context: click.Context, _: Any, wanted: bool) -> None:
     help="Print every setting as YAML, and end.",
 )
 @click.argument("branch", type=click.Choice(["float", "hash"]))
-@click.argument("config", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("config", type=AnyPath(dir_okay=False))
 @click.option("--resume", is_flag=True, help="Go on from the last epoch of the output folder.")
 @set_option("optimizer.epochs=5")
 def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -> None:

@@ -26,6 +26,21 @@ class Frame:
 class Frames(Protocol):
     """A sized sequence of frames, read one at a time."""
 
+    @property
+    def skipped(self) -> list[str]:
+        """Why images were left out of the last pass, one line each."""
+        ...
+
+    @property
+    def notes(self) -> list[str]:
+        """What else is to be said of the last pass, a sentence each."""
+        ...
+
+    @property
+    def lost(self) -> int:
+        """Images that the last pass should have given, and did not."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Frame]: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """Image files of a folder, `2.jpg` before `10.jpg`; hidden files are passed over.
+    """Image files of a folder, `2.jpg` before `10.jpg`; hidden files are not read.
 
     Raises:
         DatasetError: no such folder, or no images in it.
@@ -76,21 +77,62 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
     return [int(s) if i % 2 else s for i, s in enumerate(parts)], path.name
 
 
+def passed_over(folder: Path) -> str:
+    """What else is in a folder of images, as a sentence; empty where there is nothing.
+
+    Hidden files and folders do not count.
+    """
+    try:
+        other = Counter(
+            p.suffix.lower() or "no suffix"
+            for p in folder.iterdir()
+            if not p.name.startswith(".") and not p.is_dir() and not _is_image(p)
+        )
+    except OSError:
+        return ""
+    if not other:
+        return ""
+    kinds = ", ".join(f"{count} with {suffix}" for suffix, count in sorted(other.items()))
+    return (
+        f"{folder}: {other.total()} files are not read ({kinds}); images end in "
+        f"{', '.join(SUFFIXES)}"
+    )
+
+
 class FolderFrames:
     """Frames of a folder; stamps count from 1 s in steps of a period.
+
+    Images that cannot be read are left out; the others keep their stamps.
 
     Args:
         folder: with images directly in it.
         period_s: between stamps, since a folder has none.
+
+    Attributes:
+        skipped: why images were left out of the last pass, one line each.
+        notes: what else is to be said of the folder.
     """
 
     def __init__(self, folder: Path, period_s: float = 1.0) -> None:
         self.paths = image_paths(folder)
         self.period_s = period_s
+        self.skipped: list[str] = []
+        self.notes: list[str] = [note] if (note := passed_over(folder)) else []
+
+    @property
+    def lost(self) -> int:
+        """Images that were left out of the last pass."""
+        return len(self.skipped)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
+        self.skipped = []
         for i, path in enumerate(self.paths):
-            yield Frame(read_image(path), round((1 + i * self.period_s) * 1e9), None, path.name)
+            try:
+                rgb = read_image(path)
+            except DatasetError as e:
+                self.skipped.append(str(e))
+                continue
+            yield Frame(rgb, round((1 + i * self.period_s) * 1e9), None, path.name)

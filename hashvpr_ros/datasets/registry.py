@@ -33,33 +33,42 @@ _SIGNS: dict[str, tuple[Callable[[Path], bool], str]] = {
 }
 
 
-def open_dataset(folder: Path, layout: str = AUTO) -> Dataset:
+def open_dataset(folder: Path, layout: str = AUTO, radius_m: float | None = None) -> Dataset:
     """Two traverses or one drive, with ground truth.
 
     Args:
         layout: one of LAYOUTS, or "auto" to choose it by what the folder holds.
+        radius_m: of layout utm alone, see `UtmTraverses`; None: its default.
 
     Raises:
         DatasetError: the folder is missing, fits no layout, or is malformed.
-        ConfigError: there is no such layout.
+        ConfigError: there is no such layout, or it has no radius.
     """
     if layout != AUTO and layout not in LAYOUTS:
         raise ConfigError(
             f"there is no layout {layout!r} of data sets; give {', '.join(LAYOUTS)} or {AUTO}"
         )
     try:
-        return LAYOUTS[recognize(folder) if layout == AUTO else layout](folder)
+        layout = recognize(folder) if layout == AUTO else layout
+        if radius_m is None:
+            return LAYOUTS[layout](folder)
+        if LAYOUTS[layout] is not UtmTraverses:
+            raise ConfigError(
+                f"{folder}: --radius is for layout utm and for bags, not for {layout}; leave it "
+                "out"
+            )
+        return UtmTraverses(folder, radius_m)
     except OSError as e:  # of a folder without the right to look into it
         raise DatasetError(f"{folder}: cannot be read: {e.strerror}; correct it") from e
 
 
-def open_traverses(folder: Path, layout: str = AUTO) -> Traverses:
+def open_traverses(folder: Path, layout: str = AUTO, radius_m: float | None = None) -> Traverses:
     """Queries, references and ground truth of a folder; see `open_dataset`.
 
     Raises:
         DatasetError: the folder holds one drive, too.
     """
-    dataset = open_dataset(folder, layout)
+    dataset = open_dataset(folder, layout, radius_m)
     if isinstance(dataset, DriveFolder):
         raise DatasetError(
             f"{folder}: is one drive, and two traverses are needed; give a folder with queries "

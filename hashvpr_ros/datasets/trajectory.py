@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from hashvpr_ros.errors import DatasetError
+from hashvpr_ros.file_io import MB, read_bytes
 from hashvpr_ros.poses import unit
 from hashvpr_ros.types import Pose
 
 _COLUMNS = ("timestamp", "tx", "ty", "tz", "qx", "qy", "qz", "qw")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LAST_S = 2**63 // 10**9 - 1  # so that nanoseconds fit an int64
+_MOST_BYTES = 300 * MB  # 5 hours at 200 poses a second
 _NORM_ERROR = 0.01  # quaternions are written with as few as three digits
 
 
@@ -45,14 +49,10 @@ def read_tum(path: Path) -> list[tuple[int, Pose]]:
     return [(stamp_ns, found[stamp_ns][1]) for stamp_ns in sorted(found)]
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise DatasetError(f"{path}: is not a file; give a trajectory in the format of TUM")
-        # What is no text becomes a line that is no pose, of which the number is told.
-        return path.read_text("utf-8-sig", "replace").split("\n")
-    except OSError as e:
-        raise DatasetError(f"{path}: cannot be read: {e.strerror}; correct the path") from e
+def _lines(path: Path) -> Iterator[str]:
+    # What is no text becomes a line that is no pose, of which the number is told.
+    text = read_bytes(path, _MOST_BYTES, error=DatasetError).decode("utf-8-sig", "replace")
+    return iter(io.StringIO(text, newline="\n"))
 
 
 def _parse(text: str) -> tuple[int, Pose]:

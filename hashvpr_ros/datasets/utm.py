@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hashvpr_ros.datasets.folder import SUFFIXES, check_folder
 from hashvpr_ros.errors import ConfigError, DatasetError
 
 _DATABASE, _QUERIES = "database", "queries"
+_COUNTRY_DEG = 10.0  # more than any set of one country extends
 _LIMIT_M = 1e8  # ten times what UTM has
 
 
@@ -27,7 +29,8 @@ class UtmTraverses:
 
     Args:
         folder: with database/ and queries/, or with images/test/ that has both. They are searched
-            with all folders in them but hidden ones and links.
+            with all folders in them but hidden ones; links are followed, and each folder counts
+            once.
         radius_m: a reference is correct up to this distance from the query, the limit included.
 
     Attributes:
@@ -62,21 +65,54 @@ class UtmTraverses:
 
         Raises:
             ConfigError: another tolerance.
+            DatasetError: no query has any, or the positions are in degrees.
         """
         if tolerance:
             raise ConfigError(
-                f"{self.folder}: takes no tolerance, since its images are in the order of their "
-                "names and not of places; leave it at 0 and set the radius"
+                f"{self.folder}: takes no --tolerance, since its images are in the order of their "
+                "names and not of places; leave it out and set --radius"
             )
+        self._refuse_degrees()
+        found = self._near(self.query_xy)
+        if not any(found):
+            swapped = sum(bool(near) for near in self._near(self.query_xy[:, ::-1]))
+            raise DatasetError(
+                f"{self.folder}: no query is within {self.radius_m:g} m of a reference; "
+                + (
+                    f"{swapped} of {len(found)} are with east and north exchanged: rename the "
+                    "images of one folder"
+                    if swapped
+                    else "check that the names of both folders have UTM coordinates of one zone, "
+                    "or set --radius"
+                )
+            )
+        return found
+
+    def _refuse_degrees(self) -> None:
+        """Refuse latitudes and longitudes: each reference would be correct for each query."""
+        both = np.concatenate([self.query_xy, self.reference_xy])
+        extent = np.ptp(both, axis=0)
+        size = np.abs(both).max(axis=0)
+        are_degrees = size.min() <= 90 and size.max() <= 180 and 0 < extent.max() < _COUNTRY_DEG
+        if are_degrees and np.hypot(*extent) <= self.radius_m:
+            raise DatasetError(
+                f"{self.folder}: all images are within {self.radius_m:g} m of one another, so "
+                "each reference would be correct for each query; where the names have latitude "
+                "and longitude, rename the images with UTM coordinates in metres, else set a "
+                "smaller --radius"
+            )
+
+    def _near(self, query_xy: NDArray[np.float64]) -> list[set[int]]:
+        """The references within the radius of some positions, float64 [n, 2]."""
         # Sorted along the axis in which they lie furthest apart, so that few are looked at.
         axis = int(np.ptp(self.reference_xy, axis=0).argmax())
         order = np.argsort(self.reference_xy[:, axis], kind="stable")
         ordered = self.reference_xy[order]
         reach_m = self.radius_m + 1  # so that rounding leaves out none at the limit
-        first = np.searchsorted(ordered[:, axis], self.query_xy[:, axis] - reach_m, "left")
-        last = np.searchsorted(ordered[:, axis], self.query_xy[:, axis] + reach_m, "right")
+        first = np.searchsorted(ordered[:, axis], query_xy[:, axis] - reach_m, "left")
+        last = np.searchsorted(ordered[:, axis], query_xy[:, axis] + reach_m, "right")
         found = []
-        for xy, begin, end in zip(self.query_xy, first, last, strict=True):
+        for xy, begin, end in zip(query_xy, first, last, strict=True):
             away = ordered[begin:end] - xy
             near = np.hypot(away[:, 0], away[:, 1]) <= self.radius_m
             found.append(set(order[begin:end][near].tolist()))
@@ -107,9 +143,15 @@ def _images(folder: Path) -> Iterator[Path]:
     def refuse(e: OSError) -> None:
         raise e  # which os.walk would pass over
 
+    seen: set[tuple[int, int]] = set()  # a link can lead back to a folder that holds it
     try:
-        for root, folders, names in os.walk(folder, onerror=refuse):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+        for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+            status = os.stat(root)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in names:
                 path = Path(root, name)
                 hidden = name.startswith(".")

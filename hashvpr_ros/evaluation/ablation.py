@@ -24,7 +24,15 @@ from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.engine.preprocess import describe_image
 from hashvpr_ros.evaluation.baselines import BASELINES, evaluate_baseline
 from hashvpr_ros.evaluation.bootstrap import LEAST_BLOCKS, block_length, interval
-from hashvpr_ros.evaluation.evaluate import KS, place_of
+from hashvpr_ros.evaluation.evaluate import (
+    KS,
+    Skipped,
+    Task,
+    ground_truth,
+    of_all_queries,
+    place_of,
+    task_of,
+)
 from hashvpr_ros.evaluation.metrics import (
     average_precision,
     brier,
@@ -36,7 +44,7 @@ from hashvpr_ros.evaluation.metrics import (
 )
 from hashvpr_ros.evaluation.recorded import RecordedEngine
 from hashvpr_ros.map.files import size_of
-from hashvpr_ros.map.place_map import PlaceMap
+from hashvpr_ros.map.place_map import NewPlace, PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.types import Mode
 
@@ -72,17 +80,24 @@ class Ablation:
     """All ways on one data set."""
 
     ways: list[Way]
-    positives: list[set[int]]
-    references: int
+    task: Task
     similarity: NDArray[np.float32]  # cosine of the float features, [queries, references]
     network_ms: list[float]  # of each query: resize and network
+    skipped: list[str]  # why images were left out, one line each
+
+    @property
+    def positives(self) -> list[set[int]]:
+        """Correct references of each query."""
+        return self.task.positives
 
     def summary(self) -> dict[str, Any]:
         """The JSON of `hashvpr evaluate --ablate`."""
         return {
             "queries": len(self.positives),
-            "references": self.references,
-            "queries_without_ground_truth": sum(not p for p in self.positives),
+            "references": len(self.task.references),
+            "images": self.task.images,
+            "images_left_out": len(self.skipped),
+            "ground_truth": ground_truth(self.positives),
             "interval_block_queries": block_length(self.positives),
             "network_ms": median_p95(self.network_ms),
             "ways": {way.key: measures(way, self.positives) for way in self.ways},
@@ -118,11 +133,11 @@ def measures(way: Way, positives: Sequence[set[int]]) -> dict[str, Any]:
     def recalls(rows: NDArray[np.intp]) -> NDArray[np.float64]:
         return (first[rows, np.newaxis] < KS).mean(0)
 
+    recall = {str(k): _percent(float((first < k).mean()) if len(first) else np.nan) for k in KS}
     result: dict[str, Any] = {
         "label": way.label,
-        "recall": {
-            str(k): _percent(float((first < k).mean()) if len(first) else np.nan) for k in KS
-        },
+        "recall": recall,
+        "recall_of_all_queries": of_all_queries(recall, positives),
         "recall_interval": dict(
             zip(map(str, KS), _intervals(recalls, len(first), len(KS), block), strict=True)
         ),
@@ -189,14 +204,18 @@ def ablate(
         progress: called after each image that is described, by the network or a baseline.
 
     Raises:
-        DatasetError: an image cannot be read. ConfigError: the tolerance is out of range.
+        DatasetError: no query has a correct reference among the images that can be read.
+        ConfigError: the tolerance is out of range.
     """
-    positives = dataset.positives(tolerance)
-    references = []
-    for i, path in enumerate(dataset.references):
-        references.append(place_of(path, i, engine))
+    task = task_of(dataset, tolerance)
+    references: list[NewPlace] = []
+    bad_references, bad_queries = Skipped(), Skipped()
+    for i, path in enumerate(task.references):
+        with bad_references.leaving_out(i):
+            references.append(place_of(path, len(references), engine))
         progress()
-    queries, network_ms = _describe(dataset.queries, engine, progress)
+    queries, network_ms = _describe(task.queries, engine, bad_queries, progress)
+    task = task.without(bad_queries.indices, bad_references.indices)
     info = engine.info
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ablation.vprmap"
@@ -230,23 +249,28 @@ def ablate(
             similarity = queries[1] @ held.T
     for key in baselines:
         done = evaluate_baseline(
-            BASELINES[key](), dataset.references, dataset.queries, max(KS), progress
+            BASELINES[key](), task.references, task.queries, max(KS), progress
         )
         size = done.bytes_per_place
         ways.append(Way(key, done.name, done.ranked, done.scores, done.times_ms, size, size))
-    return Ablation(ways, positives, len(dataset.references), similarity, network_ms)
+    skipped = bad_references.lines + bad_queries.lines
+    return Ablation(ways, task, similarity, network_ms, skipped)
 
 
 def _describe(
-    paths: Sequence[Path], engine: DescriptorEngine, progress: Callable[[], None]
+    paths: Sequence[Path],
+    engine: DescriptorEngine,
+    skipped: Skipped,
+    progress: Callable[[], None],
 ) -> tuple[tuple[NDArray[np.uint8], NDArray[np.float32]], list[float]]:
-    """Codes and features of images, and milliseconds of each."""
+    """Codes and features of the images that can be read, and milliseconds of each."""
     descriptors, times = [], []
-    for path in paths:
-        image = read_image(path)
-        started = time.perf_counter()
-        descriptors.append(describe_image(engine, image))
-        times.append(1e3 * (time.perf_counter() - started))
+    for i, path in enumerate(paths):
+        with skipped.leaving_out(i):
+            image = read_image(path)
+            started = time.perf_counter()
+            descriptors.append(describe_image(engine, image))
+            times.append(1e3 * (time.perf_counter() - started))
         progress()
     codes = np.array([d.code for d in descriptors])
     return (codes, np.array([d.feature for d in descriptors])), times

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from hashvpr_ros.datasets.bag import BagFrames
+from hashvpr_ros.datasets.truth import TruePoses
 from hashvpr_ros.errors import ConfigError, DatasetError
 from hashvpr_ros.evaluation.ground_truth import near_poses
 from hashvpr_ros.poses import turned_rad
@@ -17,19 +18,20 @@ from hashvpr_ros.types import Pose
 
 _TURN_RAD = 0.5  # after which an image is taken, however far the last one is
 
-PoseAt = Callable[[int], Pose | None]
-
 
 class BagTraverses:
     """Images of two drives, as far apart as keyframes; see `datasets.base.Traverses`.
 
     Args:
-        queries, references: of one image topic each, with their poses by stamp. Images without a
-            pose are left out.
+        queries, references: of one image topic each, with their ground truth. Images without a
+            pose are left out, see `notes`.
         folder: an empty one, to which they are written as PNG.
         spacing_m: from one image to the next.
         radius_m, angle_rad: what is within both shows the place of a query.
         progress: called after each image that is read.
+
+    Attributes:
+        notes: how many images had no ground truth, a sentence for each bag.
 
     Raises:
         DatasetError: a bag is damaged, no image has a pose, or the poses are of several frames.
@@ -37,8 +39,8 @@ class BagTraverses:
 
     def __init__(
         self,
-        queries: tuple[BagFrames, PoseAt],
-        references: tuple[BagFrames, PoseAt],
+        queries: tuple[BagFrames, TruePoses],
+        references: tuple[BagFrames, TruePoses],
         folder: Path,
         *,
         spacing_m: float = 1.0,
@@ -47,9 +49,12 @@ class BagTraverses:
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._radius_m, self._angle_rad = radius_m, angle_rad
-        self.queries, self._query_poses = _extract(*queries, folder / "query", spacing_m, progress)
+        self.notes: list[str] = []
+        self.queries, self._query_poses = _extract(
+            *queries, folder / "query", spacing_m, progress, self.notes
+        )
         self.references, self._reference_poses = _extract(
-            *references, folder / "ref", spacing_m, progress
+            *references, folder / "ref", spacing_m, progress, self.notes
         )
         frames = {p.frame_id for p in (*self._query_poses, *self._reference_poses)}
         if len(frames) > 1:
@@ -88,19 +93,26 @@ class BagTraverses:
 
 def _extract(
     frames: BagFrames,
-    pose_at: PoseAt,
+    truth: TruePoses,
     folder: Path,
     spacing_m: float,
     progress: Callable[[], None],
+    notes: list[str],
 ) -> tuple[list[Path], list[Pose]]:
     """Paths and poses of the images that are taken."""
     paths: list[Path] = []
     poses: list[Pose] = []
+    stamps: list[int] = []
+    unknown = 0
     folder.mkdir()
     for frame in frames:
         progress()
-        pose = pose_at(frame.stamp_ns)
-        if pose is None or (
+        stamps.append(frame.stamp_ns)
+        pose = truth.at(frame.stamp_ns)
+        if pose is None:
+            unknown += 1
+            continue
+        if (
             poses
             and math.dist(pose.position_m, poses[-1].position_m) < spacing_m
             and turned_rad(pose, poses[-1]) < _TURN_RAD
@@ -112,8 +124,10 @@ def _extract(
         paths.append(path)
         poses.append(pose)
     if not paths:
-        raise DatasetError(
-            f"{frames.path}: none of {len(frames)} images on {', '.join(frames.image_topics)} has "
-            "a pose stamped near it; give the ground truth of this bag"
+        truth.require(stamps)
+    if unknown:
+        notes.append(
+            f"{frames.path}: {unknown} of {len(stamps)} images have no ground truth and are left "
+            "out"
         )
     return paths, poses

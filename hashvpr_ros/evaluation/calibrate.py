@@ -47,6 +47,8 @@ class Fit:
     """A calibration and what it came to on the matches that it was fitted to."""
 
     calibration: Calibration
+    queries: int
+    queries_with_ground_truth: int  # that show a place of the map; the others say nothing
     accepted_before: tuple[int, int]  # matches of at least the target precision: right, wrong
     accepted_after: tuple[int, int]
     error_before: float  # expected calibration error
@@ -160,7 +162,12 @@ def calibrate(
         np.clip([float(v.log_odds or 0.0) for v in judged], -_MOST_LOG_ODDS, _MOST_LOG_ODDS)
     )
     targets.append(np.array([v.verdict == Verdict.ACCEPTED.value for v in judged], bool))
-    return _fit(np.concatenate(scores), np.concatenate(targets), config.matching.target_precision)
+    return _fit(
+        np.concatenate(scores),
+        np.concatenate(targets),
+        config.matching.target_precision,
+        (len(right), int(known.sum())),
+    )
 
 
 def _matches(
@@ -208,12 +215,23 @@ def _copy_of(place_map: PlaceMap, ids: NDArray[np.int32]) -> PlaceMap:
     return copy
 
 
-def _fit(scores: NDArray[np.float64], right: NDArray[np.bool_], target: float) -> Fit:
+def _fit(
+    scores: NDArray[np.float64],
+    right: NDArray[np.bool_],
+    target: float,
+    queries: tuple[int, int],
+) -> Fit:
+    """Fit a calibration.
+
+    Args:
+        queries: all, and those of which a place of the map is known.
+    """
     from sklearn.linear_model import LogisticRegression
 
     counts = int(right.sum()), int((~right).sum())
     if min(counts) < LEAST:
         raise ConfigError(
+            f"of {queries[0]} images {queries[1]} show a place of the map by their ground truth: "
             f"there are {counts[0]} right and {counts[1]} wrong matches to fit to, and at least "
             f"{LEAST} of each are needed; give more images of the map's places, or a larger map"
         )
@@ -233,6 +251,7 @@ def _fit(scores: NDArray[np.float64], right: NDArray[np.bool_], target: float) -
 
     return Fit(
         Calibration(slope, intercept, *counts),
+        *queries,
         accepted(before),
         accepted(after),
         expected_calibration_error(before, right),

@@ -12,7 +12,7 @@ from hashvpr_ros.config import Config
 from hashvpr_ros.evaluation.ground_truth import TruthByStamp
 from hashvpr_ros.evaluation.metrics import expected_calibration_error, median_p95
 from hashvpr_ros.evaluation.recorded import RecordedEngine
-from hashvpr_ros.evaluation.run_result import Answer, answer_of, judge, percent
+from hashvpr_ros.evaluation.run_result import Answer, answer_of, count, judge, percent
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.types import Mode
@@ -98,21 +98,22 @@ def closures(answers: Sequence[Answer], correct: Sequence[Set[int]]) -> dict[str
 
     Returns:
         `accepted`; `correct`, the accepted that are right: one for a query without any correct
-        reference is wrong; `precision_percent`, their share; `revisits`, the queries with a
-        correct reference; `closed_percent`, the share of these with a correct closure;
+        reference is wrong; `unknown`, the accepted that the ground truth says nothing of;
+        `precision_percent`, the share of the correct in the others; `revisits`, the queries with
+        a correct reference; `closed_percent`, the share of these with a correct closure;
         `position_error_frames`, see `position_error`, its median and 95th percentile over the
         accepted. A value is None where there is nothing to compute it from.
     """
     accepted = [(a, right) for a, right in zip(answers, correct, strict=True) if a.accepted]
-    right = [a for a, _ in accepted if a.right]
-    revisits = sum(a.possible for a in answers)
+    counts = count(answers)
     errors = [position_error(index_of(a.match_stamp_ns), places) for a, places in accepted]
     return {
-        "accepted": len(accepted),
-        "correct": len(right),
-        "precision_percent": percent(len(right), len(accepted)),
-        "revisits": revisits,
-        "closed_percent": percent(sum(a.possible for a in right), revisits),
+        "accepted": counts["closures_accepted"],
+        "correct": counts["closures_right"],
+        "unknown": counts["closures_unknown"],
+        "precision_percent": counts["closure_precision"],
+        "revisits": counts["revisits"],
+        "closed_percent": counts["closure_recall"],
         "position_error_frames": {
             name: None if math.isnan(value) else value
             for name, value in median_p95([e for e in errors if e is not None]).items()
@@ -143,7 +144,7 @@ def position_error(match: int, correct: Set[int]) -> float | None:
 
 
 def calibration(answers: Sequence[Answer]) -> dict[str, Any]:
-    """The key `calibration` of `hashvpr evaluate`, over the queries with a hypothesis.
+    """The key `calibration` of `hashvpr evaluate`, over the queries with a judged hypothesis.
 
     Args:
         answers: judged, one for each query.
@@ -153,12 +154,12 @@ def calibration(answers: Sequence[Answer]) -> dict[str, Any]:
         `correct` and `precision_percent` of the best hypotheses whose probability is at least
         0.99. A value is None where there is nothing to compute it from.
     """
-    matched = [a for a in answers if a.match_id]
+    matched = [a for a in answers if a.match_id and a.right is not None]
     error = expected_calibration_error(
-        [a.probability for a in matched], [a.right for a in matched]
+        [a.probability for a in matched], [bool(a.right) for a in matched]
     )
     high = [a for a in matched if a.probability >= HIGH_PROBABILITY]
-    right = sum(a.right for a in high)
+    right = sum(bool(a.right) for a in high)
     return {
         "queries": len(matched),
         "expected_calibration_error": None if math.isnan(error) else round(error, 4),

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from hashvpr_ros.errors import DatasetError
+from hashvpr_ros.file_io import MB, read_text
 from hashvpr_ros.types import Decision
 
+_MOST_BYTES = 1000 * MB  # of a file: some million images
 _SCORES = ("similarity", "distinctness", "probability", "sequence_support")
 
 
@@ -76,13 +78,11 @@ def read_lines(path: Path) -> list[str]:
         DatasetError: it cannot be read, or holds something else.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = read_text(path, _MOST_BYTES, error=DatasetError).splitlines()
         for line in lines:
             if not isinstance(json.loads(line)["stamp_ns"], int):
                 raise ValueError("a stamp that is no whole number")
-    except OSError as e:
-        raise DatasetError(f"{path}: cannot be read: {e.strerror}; correct the path") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DatasetError(
             f"{path}: is no file of decisions ({e}); give the decisions.jsonl of `hashvpr replay`"
         ) from e
@@ -95,7 +95,8 @@ def first_difference(a: Sequence[str], b: Sequence[str]) -> str:
         if line_a != line_b:
             x, y = json.loads(line_a), json.loads(line_b)
             name = next((k for k in x if x[k] != y.get(k)), "hypotheses")
-            return f"image {i} at {x['stamp_ns'] / 1e9:.3f} s: {name} {x[name]} and {y.get(name)}"
+            values = f"{x.get(name)} and {y.get(name)}"
+            return f"image {i} at {x['stamp_ns'] / 1e9:.3f} s: {name} {values}"
     if len(a) != len(b):
         return f"{len(a)} images and {len(b)}, equal as far as both go"
     return ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from hashvpr_ros.datasets.drive import DriveFolder
 from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.engine.preprocess import describe_image, resize
-from hashvpr_ros.errors import ConfigError
+from hashvpr_ros.errors import ConfigError, DatasetError
 from hashvpr_ros.evaluation import closures
 from hashvpr_ros.evaluation.metrics import median_p95, recall_at
 from hashvpr_ros.evaluation.recorded import RecordedEngine
@@ -54,6 +56,41 @@ class Task:
         """Whether the queries are the references, each searched for among earlier ones."""
         return self.allowed is not None
 
+    @property
+    def images(self) -> int:
+        """Number of different images."""
+        return len(self.queries) + (0 if self.is_drive else len(self.references))
+
+    def without(self, queries: Set[int], references: Set[int]) -> Task:
+        """The same without some images, given by their indices; of a drive, by both.
+
+        Raises:
+            DatasetError: no query or no reference is left, or none that is correct.
+        """
+        if not queries and not references:
+            return self
+        kept = [i for i in range(len(self.queries)) if i not in queries]
+        left = [j for j in range(len(self.references)) if j not in references]
+        index = {j: new for new, j in enumerate(left)}
+
+        def moved(sets: list[set[int]]) -> list[set[int]]:
+            return [{index[j] for j in sets[i] if j in index} for i in kept]
+
+        positives = moved(self.positives)
+        if not kept or not left:
+            raise DatasetError("no image of the data set can be read; replace them")
+        if not self.is_drive:
+            _require_ground_truth(positives, "of the images that can be read, ")
+        return Task(
+            [self.queries[i] for i in kept],
+            [self.references[j] for j in left],
+            positives,
+            moved(self.correct),
+            moved(self.middles),
+            [self.revisits[i] for i in kept],
+            None if self.allowed is None else self.allowed[: len(kept)],
+        )
+
 
 def task_of(dataset: Traverses | DriveFolder, tolerance: int = 0) -> Task:
     """What an evaluation does with a dataset.
@@ -63,11 +100,13 @@ def task_of(dataset: Traverses | DriveFolder, tolerance: int = 0) -> Task:
 
     Raises:
         ConfigError: the tolerance is negative, or the layout takes none.
+        DatasetError: no query of two traverses has a correct reference.
     """
     if tolerance < 0:
         raise ConfigError(f"the tolerance is {tolerance}; give at least 0")
     if not isinstance(dataset, DriveFolder):
         positives = dataset.positives(tolerance)
+        _require_ground_truth(positives)
         middles = dataset.positives() if tolerance else positives
         revisits = [bool(p) for p in positives]
         return Task(dataset.queries, dataset.references, positives, positives, middles, revisits)
@@ -91,6 +130,41 @@ def task_of(dataset: Traverses | DriveFolder, tolerance: int = 0) -> Task:
     )
 
 
+def _require_ground_truth(positives: Sequence[set[int]], which: str = "") -> None:
+    if not any(positives):
+        raise DatasetError(
+            f"{which}none of {len(positives)} queries has a correct reference, so nothing can be "
+            "measured; correct the ground truth"
+        )
+
+
+def ground_truth(positives: Sequence[set[int]]) -> dict[str, Any]:
+    """What recall counts: the key `ground_truth` of `hashvpr evaluate`.
+
+    Returns:
+        `queries`; `with_correct_reference`, those that recall counts; `left_out`, the others;
+        `median_correct_references` of those that count, None without any.
+    """
+    counts = [len(p) for p in positives if p]
+    return {
+        "queries": len(positives),
+        "with_correct_reference": len(counts),
+        "left_out": len(positives) - len(counts),
+        "median_correct_references": statistics.median(counts) if counts else None,
+    }
+
+
+def of_all_queries(recall: Mapping[str, float], positives: Sequence[set[int]]) -> dict[str, float]:
+    """Recall as the published benchmarks count it: over all queries, also those left out here.
+
+    Args:
+        recall: in percent of the queries with a correct reference.
+        positives: correct references of each query.
+    """
+    share = sum(bool(p) for p in positives) / max(len(positives), 1)
+    return {k: share * value for k, value in recall.items()}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Rankings, answers and timings of all queries; indices are those of the references."""
@@ -105,6 +179,7 @@ class Evaluation:
     times_ms: dict[str, list[float]]
     bytes_resident: float
     bytes_stored: float
+    skipped: list[str]  # why images were left out, one line each
 
     @property
     def positives(self) -> list[set[int]]:
@@ -113,15 +188,22 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """The JSON of `hashvpr evaluate`; a recall is NaN where no query has a reference."""
+        ranked = {
+            "hash": self.hash_ranked,
+            "float": self.float_ranked,
+            "rerank": self.rerank_ranked,
+        }
+        recall = {key: recall_at(found, self.positives, KS) for key, found in ranked.items()}
         return {
             "queries": len(self.positives),
             "references": len(self.task.references),
-            "queries_without_ground_truth": sum(not p for p in self.positives),
+            "images": self.task.images,
+            "images_left_out": len(self.skipped),
+            "ground_truth": ground_truth(self.positives),
             "top_k": self.top_k,
-            "recall": {
-                "hash": recall_at(self.hash_ranked, self.positives, KS),
-                "float": recall_at(self.float_ranked, self.positives, KS),
-                "rerank": recall_at(self.rerank_ranked, self.positives, KS),
+            "recall": recall,
+            "recall_of_all_queries": {
+                key: of_all_queries(values, self.positives) for key, values in recall.items()
             },
             "closures": closures.closures(self.answers, self.task.middles),
             "calibration": closures.calibration(self.answers),
@@ -143,6 +225,8 @@ def evaluate(
 ) -> Evaluation:
     """Describe each image once, search for each query, then play the queries to the recognizer.
 
+    Images that cannot be read are left out.
+
     Two traverses: the references are the map. A drive: each query is searched for in the images
     before the recent past (see `task_of`), and the recognizer runs in mode slam.
 
@@ -153,23 +237,33 @@ def evaluate(
         progress: called after each image.
 
     Raises:
-        DatasetError: an image cannot be read. ConfigError: top_k or tolerance out of range.
+        DatasetError: no query has a correct reference among the images that can be read.
+        ConfigError: top_k or tolerance out of range.
     """
     task = task_of(dataset, tolerance)
-    top_k = candidates_to_rerank(task.references, top_k)
-    if top_k < 1:
+    if top_k is not None and top_k < 1:
         raise ConfigError(f"top-k is {top_k}; give at least 1")
     info = engine.info
     described = _Described(engine, progress)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "evaluation.vprmap"
         with PlaceMap.open(path, info.fingerprint, info.feature_dim) as place_map:
+            skipped = Skipped()
             for i, reference in enumerate(task.references):
-                image, descriptor = described.describe(reference, query=task.is_drive)
-                place_map.add_many([_place(image, i, descriptor)])
+                with skipped.leaving_out(i):
+                    image, descriptor = described.describe(reference, query=task.is_drive)
+                    place_map.add_many([_place(image, len(place_map), descriptor)])
+            references = set(skipped.indices)
             place_map.flush()
-            for query in () if task.is_drive else task.queries:
-                described.describe(query, query=True)
+            if task.is_drive:
+                task = task.without(references, references)
+            else:
+                skipped.indices.clear()
+                for i, query in enumerate(task.queries):
+                    with skipped.leaving_out(i):
+                        described.describe(query, query=True)
+                task = task.without(skipped.indices, references)
+            top_k = candidates_to_rerank(task.references, top_k)
             codes, features = np.array(described.codes), np.array(described.features)
             ranked = _search(task, place_map, codes, features, top_k)
             recorded = RecordedEngine(info, codes, features)
@@ -187,7 +281,25 @@ def evaluate(
         times_ms={**described.times_ms, **ranked[4]},
         bytes_resident=resident,
         bytes_stored=stored,
+        skipped=skipped.lines,
     )
+
+
+@dataclass
+class Skipped:
+    """Images of a data set that cannot be read."""
+
+    indices: set[int] = field(default_factory=set)
+    lines: list[str] = field(default_factory=list)  # why, one of each
+
+    @contextmanager
+    def leaving_out(self, index: int) -> Iterator[None]:
+        """Where the block cannot read its image, note it and go on."""
+        try:
+            yield
+        except DatasetError as e:
+            self.indices.add(index)
+            self.lines.append(str(e))
 
 
 def images_of(dataset: Traverses | DriveFolder) -> int:

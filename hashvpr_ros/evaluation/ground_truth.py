@@ -14,19 +14,21 @@ from hashvpr_ros.types import Pose
 
 
 class Truth(Protocol):
-    """Judges the matches of a run."""
+    """Judges the matches of a run. None means that the ground truth does not say."""
 
-    def possible(self, stamp: int) -> bool:
+    def possible(self, stamp: int) -> bool | None:
         """Whether the map holds the place of the image of a stamp."""
         ...
 
-    def right(self, stamp: int, match_id: int, match_stamp: int) -> bool:
-        """Whether a match is right."""
+    def right(self, stamp: int, match_stamp: int) -> bool | None:
+        """Whether the match of an image with another, each given by its stamp, is right."""
         ...
 
 
 class TruthByPose:
     """Right is what was taken near here and looking the same way.
+
+    What has no pose is unknown, neither right nor wrong.
 
     Args:
         pose_at: exact pose of an image by stamp, None where it is not known.
@@ -59,11 +61,11 @@ class TruthByPose:
     def _cell_of(self, positions: NDArray[np.float64]) -> NDArray[np.int64]:
         return np.floor(positions / max(self.radius_m, 1e-9)).astype(np.int64)
 
-    def near(self, a: int, b: int) -> bool:
-        """Whether the images stamped a and b show the same place."""
+    def near(self, a: int, b: int) -> bool | None:
+        """Whether the images stamped a and b show the same place; None without both poses."""
         p, q = self._pose_at(a), self._pose_at(b)
         if p is None or q is None:
-            return False
+            return None
         return bool(self._near(p, np.array([q.position_m]), np.array([q.orientation]))[0])
 
     def _near(
@@ -71,11 +73,11 @@ class TruthByPose:
     ) -> NDArray[np.bool_]:
         return near_poses(pose, positions, turns, self.radius_m, self.angle_rad)
 
-    def possible(self, stamp: int) -> bool:
-        """Whether the place was seen before, outside the excluded recent past."""
+    def possible(self, stamp: int) -> bool | None:
+        """Whether an image with a pose shows the place, outside the excluded recent past."""
         pose = self._pose_at(stamp)
         if pose is None:
-            return False
+            return None
         x, y, z = self._cell_of(np.array([pose.position_m]))[0].tolist()
         around = [
             i
@@ -89,8 +91,8 @@ class TruthByPose:
             rows = rows[self._stamps[rows] <= stamp - self._recent_ns]
         return bool(self._near(pose, self._positions[rows], self._turns[rows]).any())
 
-    def right(self, stamp: int, match_id: int, match_stamp: int) -> bool:
-        """Whether a match is right."""
+    def right(self, stamp: int, match_stamp: int) -> bool | None:
+        """Whether a match is right; None without both poses."""
         return self.near(stamp, match_stamp)
 
 
@@ -115,31 +117,16 @@ def near_poses(
 
 
 @dataclass(frozen=True)
-class TruthByIndex:
-    """Right is what the ground truth of a dataset names; keyframe ids count references from 1."""
-
-    positives: Mapping[int, set[int]]  # by stamp
-
-    def possible(self, stamp: int) -> bool:
-        """Whether any reference shows the place."""
-        return bool(self.positives[stamp])
-
-    def right(self, stamp: int, match_id: int, match_stamp: int) -> bool:
-        """Whether a match is right."""
-        return match_id - 1 in self.positives[stamp]
-
-
-@dataclass(frozen=True)
 class TruthByStamp:
     """Right are the images that a dataset names, each known by its stamp."""
 
     correct: Mapping[int, set[int]]  # of each query, by its stamp: stamps of its correct matches
     revisits: set[int]  # stamps of the queries whose place the map holds
 
-    def possible(self, stamp: int) -> bool:
-        """Whether the map holds the place of the query."""
-        return stamp in self.revisits
+    def possible(self, stamp: int) -> bool | None:
+        """Whether the map holds the place of the query; None of an image that is no query."""
+        return stamp in self.revisits if stamp in self.correct else None
 
-    def right(self, stamp: int, match_id: int, match_stamp: int) -> bool:
-        """Whether a match is right."""
-        return match_stamp in self.correct[stamp]
+    def right(self, stamp: int, match_stamp: int) -> bool | None:
+        """Whether a match is right; None of an image that is no query."""
+        return match_stamp in self.correct[stamp] if stamp in self.correct else None

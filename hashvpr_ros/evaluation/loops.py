@@ -15,7 +15,7 @@ from hashvpr_ros.engine.preprocess import describe_image
 from hashvpr_ros.evaluation.ground_truth import TruthByPose
 from hashvpr_ros.evaluation.metrics import median_p95
 from hashvpr_ros.evaluation.recorded import RecordedEngine
-from hashvpr_ros.evaluation.run_result import Answer, answer_of, judge, percent
+from hashvpr_ros.evaluation.run_result import Answer, answer_of, count, judge
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.matching.recognizer import Recognizer
 from hashvpr_ros.types import Mode, Pose
@@ -94,16 +94,14 @@ def close_loops(
 
 def summary(answers: list[Answer], times_ms: list[float]) -> dict[str, Any]:
     """Counts and shares of a run, shares in percent."""
-    possible = [a for a in answers if a.possible]
-    accepted = [a for a in answers if a.accepted]
-    right = [a for a in accepted if a.right]
+    counts = count(answers)
     return {
         "images": len(answers),
-        "revisits": len(possible),
-        "recall_at_1": percent(sum(a.right for a in possible), len(possible)),
-        "accepted": len(accepted),
-        "wrong": len(accepted) - len(right),
-        "precision": percent(len(right), len(accepted)),
-        "closed": percent(sum(a.possible for a in right), len(possible)),
+        "revisits": counts["revisits"],
+        "recall_at_1": counts["recall_at_1"],
+        "accepted": counts["closures_accepted"],
+        "wrong": counts["closures_wrong"],
+        "precision": counts["closure_precision"],
+        "closed": counts["closure_recall"],
         "ms": median_p95(times_ms),
     }

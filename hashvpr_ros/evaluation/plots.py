@@ -16,7 +16,7 @@ from hashvpr_ros.evaluation.audit import Audit
 from hashvpr_ros.evaluation.evaluate import KS
 from hashvpr_ros.evaluation.metrics import precision_recall
 from hashvpr_ros.evaluation.metrics import reliability as reliability_bins
-from hashvpr_ros.evaluation.run_result import RunResult
+from hashvpr_ros.evaluation.run_result import Answer, RunResult
 from hashvpr_ros.types import Keyframe
 
 matplotlib.use("Agg")
@@ -57,7 +57,7 @@ def trajectory(run: RunResult) -> str:
             here, there = run.query_position.get(answer.stamp_ns), run.match_position(answer)
             if not answer.accepted or here is None or there is None:
                 continue
-            colour = RIGHT if answer.right else WRONG
+            colour = {True: RIGHT, False: WRONG, None: QUIET}[answer.right]
             axes.plot(*zip(here, there, strict=True), color=colour, lw=1.0, zorder=2)
             axes.plot(*here, ".", color=colour, ms=5, zorder=3)
         _legend(axes)
@@ -71,46 +71,53 @@ def matches(run: RunResult) -> str:
         figure, axes = plt.subplots(figsize=(6, 5))
         for kind, colour, size in (
             ("rejected", QUIET, 8),
+            ("unknown", INK, 14),
             ("right", RIGHT, 14),
             ("wrong", WRONG, 26),
         ):
             chosen = [
                 (i, a.match_id)
                 for i, a in enumerate(run.answers)
-                if a.match_id and kind == _kind(a.accepted, a.right)
+                if a.match_id and kind == _kind(a)
             ]
             if chosen:
                 axes.scatter(*zip(*chosen, strict=True), s=size, color=colour, linewidths=0)
-        _legend(axes, rejected=True)
+        _legend(axes, of_all=True)
         axes.set(xlabel="query image", ylabel="best keyframe of the map")
         return _svg(figure)
 
 
-def _kind(accepted: bool, right: bool) -> str:
-    return ("right" if right else "wrong") if accepted else "rejected"
+def _kind(answer: Answer) -> str:
+    if not answer.accepted:
+        return "rejected"
+    return {True: "right", False: "wrong", None: "unknown"}[answer.right]
 
 
-def _legend(axes: Any, rejected: bool = False) -> None:
+def _legend(axes: Any, of_all: bool = False) -> None:
     handles = [
         plt.Line2D([], [], marker="o", ls="", color=RIGHT, label="right closure"),
         plt.Line2D([], [], marker="o", ls="", color=WRONG, label="wrong closure"),
     ]
-    if rejected:
-        handles.append(plt.Line2D([], [], marker="o", ls="", color=QUIET, label="not accepted"))
+    if of_all:
+        handles += [
+            plt.Line2D([], [], marker="o", ls="", color=INK, label="closure without ground truth"),
+            plt.Line2D([], [], marker="o", ls="", color=QUIET, label="not accepted"),
+        ]
     axes.legend(handles=handles, frameon=False, loc="best")
 
 
 def precision_recall_curve(run: RunResult) -> str:
     """Precision against recall as the probability falls, and the point of operation, as SVG."""
-    matched = [a for a in run.answers if a.match_id]
-    possible = sum(a.possible for a in run.answers)
+    matched = [a for a in run.answers if a.match_id and a.right is not None]
+    summary = run.summary()
     _, precision, recall = precision_recall(
-        [a.probability for a in matched], [a.right for a in matched], possible
+        [a.probability for a in matched],
+        [bool(a.right) for a in matched],
+        summary["revisits_judged"],
     )
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(6, 4))
         axes.plot(recall * 100, precision * 100, color=INK, lw=1.8, label="by probability")
-        summary = run.summary()
         if summary["closure_precision"] is not None and summary["closure_recall"] is not None:
             axes.plot(
                 summary["closure_recall"],

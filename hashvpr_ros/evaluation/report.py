@@ -15,7 +15,6 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from hashvpr_ros.datasets.base import Traverses
 from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.base import EngineInfo
 from hashvpr_ros.evaluation import plots
@@ -51,6 +50,7 @@ def write_report(run: RunResult, path: Path, machine: str) -> None:
         ("revisits closed", _percent(summary["closure_recall"])),
         ("closures accepted", summary["closures_accepted"]),
         ("images lost", summary["images_lost"]),
+        ("images without ground truth", summary["images_without_ground_truth"]),
         (_OVERALL if live else "engine, median", f"{overall['median']:.1f} ms"),
     ]
     tables = [
@@ -81,9 +81,7 @@ def write_report(run: RunResult, path: Path, machine: str) -> None:
     )
 
 
-def write_ablation(
-    ablation: Ablation, dataset: Traverses, path: Path, machine: str, info: EngineInfo
-) -> None:
+def write_ablation(ablation: Ablation, path: Path, machine: str, info: EngineInfo) -> None:
     """Write the report of an ablation; its gallery shows where the last temporal way errs.
 
     Raises:
@@ -124,7 +122,7 @@ def write_ablation(
         subtitle=f"{info.name}, fingerprint {info.fingerprint[:12]}. {machine}.",
         cards=cards,
         plots=drawn,
-        galleries=_mistakes(ablation, shown, dataset),
+        galleries=_mistakes(ablation, shown),
         tables=[table],
         settings={"engine": dataclasses.asdict(info), "machine": machine},
     )
@@ -211,7 +209,7 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _mistakes(ablation: Ablation, way: Way, dataset: Traverses) -> list[dict[str, Any]]:
+def _mistakes(ablation: Ablation, way: Way) -> list[dict[str, Any]]:
     """The surest of its wrong matches, and what would have been right."""
     judged = way.right(ablation.positives)
     wrong = [i for i, right in enumerate(judged) if way.ranked[i] and not right]
@@ -220,9 +218,9 @@ def _mistakes(ablation: Ablation, way: Way, dataset: Traverses) -> list[dict[str
     for i in wrong[:_GALLERY]:
         right = ablation.positives[i]
         correct = max(right, key=lambda r: ablation.similarity[i, r]) if right else None
-        images = [dataset.queries[i], dataset.references[way.ranked[i][0]]]
+        images = [ablation.task.queries[i], ablation.task.references[way.ranked[i][0]]]
         if correct is not None:
-            images.append(dataset.references[correct])
+            images.append(ablation.task.references[correct])
         what = "no reference shows it" if correct is None else f"right would be {correct}"
         pairs.append(
             {
@@ -263,8 +261,8 @@ def _write(
 
 
 def _galleries(run: RunResult) -> list[dict[str, Any]]:
-    wrong = [a for a in run.answers if a.accepted and not a.right]
-    near = [a for a in run.answers if not a.accepted and not a.right and a.match_id]
+    wrong = [a for a in run.answers if a.accepted and a.right is False]
+    near = [a for a in run.answers if not a.accepted and a.right is False and a.match_id]
     right = [a for a in run.answers if a.accepted and a.right]
     wrong.sort(key=lambda a: -a.probability)
     near.sort(key=lambda a: -a.probability)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashvpr_ros.datasets.bag import read_own, stamp_ns
+from hashvpr_ros.datasets.bag import Losses, read_own, stamp_ns
+from hashvpr_ros.errors import DatasetError
 from hashvpr_ros.evaluation.ground_truth import Truth
 from hashvpr_ros.evaluation.metrics import average_precision, median_p95, precision_recall
 from hashvpr_ros.types import ALL_STAGES, Decision
@@ -29,9 +30,9 @@ class Answer:
     match_id: int  # keyframe of the best hypothesis, 0 for none
     match_stamp_ns: int
     times_ms: dict[str, float]
-    # What `judge` adds:
-    possible: bool = False  # the map holds this place
-    right: bool = False  # the best hypothesis shows it
+    # What `judge` adds; None: the ground truth does not say.
+    possible: bool | None = None  # the map holds this place
+    right: bool | None = None  # the best hypothesis shows it
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class RunResult:
 
     def summary(self) -> dict[str, Any]:
         """The numbers that the demo prints."""
-        possible = [a for a in self.answers if a.possible]
-        accepted = [a for a in self.answers if a.accepted]
-        right = [a for a in accepted if a.right]
-        matched = [a for a in self.answers if a.match_id]
+        counts = count(self.answers)
+        matched = [a for a in self.answers if a.match_id and a.right is not None]
         _, precision, recall = precision_recall(
-            [a.probability for a in matched], [a.right for a in matched], len(possible)
+            [a.probability for a in matched],
+            [bool(a.right) for a in matched],
+            counts["revisits_judged"],
         )
         latency = {"end_to_end": median_p95(self.end_to_end_ms)} if self.end_to_end_ms else {}
         for stage in self.answers[0].times_ms if self.answers else ():
@@ -66,15 +67,36 @@ class RunResult:
             "images_played": self.played,
             "images_answered": len(self.answers),
             "images_lost": self.played - len(self.answers),
-            "revisits": len(possible),
-            "recall_at_1": percent(sum(a.right for a in possible), len(possible)),
-            "closures_accepted": len(accepted),
-            "closure_precision": percent(len(right), len(accepted)),
-            "closure_recall": percent(sum(a.possible for a in right), len(possible)),
+            **counts,
             "average_precision": round(average_precision(precision, recall), 4),
             "latency_ms": latency,
             "node_cpu_cores": round(self.node_cpu, 2),
         }
+
+
+def count(answers: Sequence[Answer]) -> dict[str, Any]:
+    """What was counted of judged answers, and the shares in percent; None of nothing.
+
+    An image that the ground truth says nothing of is unknown, as is a match with one. It counts
+    neither as right nor as wrong.
+    """
+    revisits = [a for a in answers if a.possible]
+    judged = [a for a in revisits if a.right is not None]
+    accepted = [a for a in answers if a.accepted]
+    right = sum(a.right is True for a in accepted)
+    wrong = sum(a.right is False for a in accepted)
+    return {
+        "images_without_ground_truth": sum(a.possible is None for a in answers),
+        "revisits": len(revisits),
+        "revisits_judged": len(judged),
+        "recall_at_1": percent(sum(bool(a.right) for a in judged), len(judged)),
+        "closures_accepted": len(accepted),
+        "closures_right": right,
+        "closures_wrong": wrong,
+        "closures_unknown": len(accepted) - right - wrong,
+        "closure_precision": percent(right, right + wrong),
+        "closure_recall": percent(sum(bool(a.accepted and a.right) for a in judged), len(judged)),
+    }
 
 
 def percent(part: int, whole: int) -> float | None:
@@ -86,10 +108,11 @@ def read_answers(bag: Path) -> list[Answer]:
     """The PlaceHypotheses of a recorded bag in the order of their stamps, not yet judged.
 
     Raises:
-        DatasetError: the bag cannot be read.
+        DatasetError: the bag cannot be read, or a message in it is damaged.
     """
+    losses = Losses()
     answers = []
-    for stamp, m in read_own(bag, "PlaceHypotheses"):
+    for stamp, m in read_own(bag, "PlaceHypotheses", losses):
         best = m.hypotheses[0] if len(m.hypotheses) else None
         answers.append(
             Answer(
@@ -103,6 +126,8 @@ def read_answers(bag: Path) -> list[Answer]:
                 {s: float(getattr(m.times, s)) for s in ALL_STAGES},
             )
         )
+    if losses.skipped:
+        raise DatasetError(f"{bag}: {losses.skipped[0]}; record the answers again")
     return sorted(answers, key=lambda a: a.stamp_ns)
 
 
@@ -122,12 +147,14 @@ def answer_of(decision: Decision) -> Answer:
 
 
 def judge(answers: Sequence[Answer], truth: Truth) -> list[Answer]:
-    """The same answers with what the truth says of them."""
-    return [
-        replace(
-            a,
-            possible=truth.possible(a.stamp_ns),
-            right=bool(a.match_id) and truth.right(a.stamp_ns, a.match_id, a.match_stamp_ns),
-        )
-        for a in answers
-    ]
+    """The same answers with what the truth says of them; None where it does not say."""
+    judged = []
+    for a in answers:
+        possible = truth.possible(a.stamp_ns)
+        right: bool | None
+        if a.match_id:
+            right = truth.right(a.stamp_ns, a.match_stamp_ns)
+        else:
+            right = None if possible is None else False
+        judged.append(replace(a, possible=possible, right=right))
+    return judged

@@ -16,7 +16,7 @@ from hashvpr_ros.datasets.registry import layouts_of, open_dataset
 from hashvpr_ros.engine.base import DescriptorEngine
 from hashvpr_ros.errors import ConfigError, DatasetError, HashVprError
 from hashvpr_ros.evaluation.baselines import BASELINES, evaluate_baseline
-from hashvpr_ros.evaluation.evaluate import Task, evaluate, task_of
+from hashvpr_ros.evaluation.evaluate import Task, evaluate
 from hashvpr_ros.evaluation.metrics import recall_at
 
 # Of a row, in the order of the table; what further columns hold is R@1 in percent.
@@ -59,6 +59,7 @@ class SetResult:
     compared: dict[str, dict[str, Any]]  # the same of further models, by name
     baselines: dict[str, dict[str, float]]  # recall in percent, by the key of BASELINES and K
     error: str = ""  # not empty: there is nothing else
+    skipped: Sequence[str] = ()  # why images were left out, one line each
 
     def row(self) -> Row:
         """The values of COLUMNS, then R@1 of each baseline and further model, by name."""
@@ -181,17 +182,18 @@ def run_set(
     """
     try:
         dataset = open_set(image_set, queries)
-        task = task_of(dataset, tolerance)
-
-        def summary(model: DescriptorEngine) -> dict[str, Any]:
-            return evaluate(dataset, model, tolerance=tolerance, progress=progress).summary()
-
+        done = evaluate(dataset, engine, tolerance=tolerance, progress=progress)
+        compared = {
+            name: evaluate(dataset, other, tolerance=tolerance, progress=progress).summary()
+            for name, other in (compare or {}).items()
+        }
         return SetResult(
             image_set.name,
             image_set.layout,
-            summary(engine),
-            {name: summary(other) for name, other in (compare or {}).items()},
-            {key: _baseline(key, task, progress) for key in baselines},
+            done.summary(),
+            compared,
+            {key: _baseline(key, done.task, progress) for key in baselines},
+            skipped=done.skipped,
         )
     except HashVprError as e:
         return SetResult(image_set.name, image_set.layout, {}, {}, {}, str(e))

@@ -99,7 +99,10 @@ def test_an_error_is_one_line_in_a_process_too(tmp_path):
         (["map", "build", "o", "--nosuch"], ["--nosuch"]),
         (["map", "build", "o"], ["either --images DIR or --bag BAG"]),
         (["map", "build", "o", "--images", "a", "--bag", "b"], ["either"]),
-        (["map", "build", "o", "--images", "a", "--pose-topic", "/p"], ["are for --bag"]),
+        (
+            ["map", "build", "o", "--images", "a", "--pose-topic", "/p"],
+            ["--pose-topic is for --bag"],
+        ),
         (["map", "build", "o", "--bag", "b"], ["--image-topic", "--help"]),
         (["map", "info"], ["MAP"]),
         (["map", "verify", "a", "b"], ["b", "`hashvpr map verify --help`"]),
@@ -141,21 +144,29 @@ def test_json_is_strict_and_atomic(tmp_path):
 
 
 def test_a_missing_package_is_named(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rosbags.highlevel", None)  # a double: it is installed here
-    monkeypatch.delitem(sys.modules, "hashvpr_ros.datasets.bag")
+    monkeypatch.setitem(sys.modules, "rosbags.rosbag2", None)  # a double: it is installed here
+    for module in ("hashvpr_ros.datasets.bag", "hashvpr_ros.bag_reader"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     done = run("map", "build", "o", "--bag", "b", "--image-topic", "/c")
     refused(done, "rosbags", "not installed", "requirements/base.txt")
 
 
 def test_interrupting_is_no_traceback(built, tmp_path):
-    os.mkfifo(tmp_path / "image.jpg")
+    reached = tmp_path / "reached"
+    os.mkfifo(reached)
+    code = (  # with a double of what reads an image, which says that it was reached, and waits
+        "import sys, time\nfrom hashvpr_ros.cli import main\n"
+        "from hashvpr_ros.datasets import folder\n"
+        f"def wait(path): open({str(reached)!r}, 'w').close(); time.sleep(60)\n"
+        "folder.read_image = wait; sys.argv[0] = 'hashvpr'; main.main()"
+    )
     child = subprocess.Popen(
-        [*COMMAND, "query", built, tmp_path / "image.jpg"],
+        [sys.executable, "-c", code, "query", built, tmp_path / "image.jpg"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
-    with open(tmp_path / "image.jpg", "wb"):  # returns when the command reads
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
+    reached.read_bytes()
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
     assert (child.returncode, out, err.strip()) == (130, "", "hashvpr: interrupted")
 
 

@@ -86,11 +86,23 @@ def test_an_error_of_the_images_is_not_taken_for_one_of_the_map(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
-def test_no_half_map_is_left(run, images, tmp_path):
+def test_an_image_that_cannot_be_read_is_left_out(run, images, tmp_path):
     bad = images / "0000002.jpg"
     bad.write_bytes(bad.read_bytes()[:500])
+    (images / "9.ppm").write_bytes(b"P6")
+    done = run("map", "build", tmp_path / "m.vprmap", "--images", images)
+    assert done.code == 3
+    assert "3 keyframes from 3 images, 1 images left out; 3 in the map" in done.out
+    assert f"left out: {bad}: truncated" in done.err and "1 with .ppm" in done.err
+    assert "1 of 4 images are not in this result, so the exit code is 3" in done.err
+
+
+def test_no_half_map_is_left(run, images, tmp_path):
+    for bad in images.iterdir():
+        bad.write_bytes(bad.read_bytes()[:500])
     before = sorted(tmp_path.iterdir())
-    refused(run("map", "build", tmp_path / "m.vprmap", "--images", images), bad, "remove the file")
+    done = run("map", "build", tmp_path / "m.vprmap", "--images", images)
+    refused(done, images, "none can be read, as", "remove the file")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -115,8 +127,9 @@ def test_images_of_a_bag_that_cannot_be_read_are_told(run, tmp_path):
                 writer.write(topic, (i + 1) * 10**9, store.serialize_cdr(message, kind))
     words = ["--image-topic", "/c", "--every"]
     done = run("map", "build", tmp_path / "m.vprmap", "--bag", tmp_path / "some", *words)
-    assert "2 keyframes from 2 images, 6 images left out; 2 in the map" in well(done)
+    assert done.code == 3 and "2 keyframes from 2 images, 6 images left out" in done.out
     assert done.err.count("left out: image at ") == 5 and "32FC1" in done.err
+    assert "6 of 8 images are not in this result, so the exit code is 3" in done.err
     refused(
         run("map", "build", tmp_path / "n.vprmap", "--bag", tmp_path / "none", *words),
         tmp_path / "none", "/c", "32FC1",

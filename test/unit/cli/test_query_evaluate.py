@@ -61,7 +61,7 @@ def test_query_with_what_is_no_image(run, built, images, tmp_path):
     text = tmp_path / "text.jpg"
     text.write_text("int main() {}\n")
     for image, told in (
-        (text, "no JPEG, PNG"), (tmp_path / "no.jpg", "correct the path"),
+        (text, "no JPEG, PNG"), (tmp_path / "no.jpg", "check the path"),
         (images, "is a folder"), (built, "no JPEG, PNG"),
     ):  # fmt: skip
         refused(run("query", built, image), image, told)
@@ -70,6 +70,9 @@ def test_query_with_what_is_no_image(run, built, images, tmp_path):
     refused(run("query", images, image), images, "is not a file")
     refused(run("query", tmp_path / "no.vprmap", image), "no such map", "hashvpr map build")
     refused(run("query", built, image, "--json", text / "q.json"), text / "q.json", "another path")
+    done = run("query", built, image, text, "--json", tmp_path / "q.json")
+    assert done.code == 3 and "text.jpg" in done.err and "1 of 2 images are not in" in done.err
+    assert len(strict_json(tmp_path / "q.json")) == 1
 
 
 # evaluate
@@ -88,28 +91,39 @@ def test_evaluate(run, few, tmp_path):
     assert all(set(v) == {"median", "p95"} for v in result["latency_ms"].values())
     assert set(result["bytes_per_place"]) == {"resident", "stored"}
     assert set(result["closures"]) == {
-        "accepted", "correct", "precision_percent", "revisits", "closed_percent",
+        "accepted", "correct", "unknown", "precision_percent", "revisits", "closed_percent",
         "position_error_frames",
     }  # fmt: skip
-    assert result["closures"]["revisits"] == 6 and result["queries_without_ground_truth"] == 0
+    assert result["closures"]["revisits"] == 6
+    assert result["ground_truth"] == {
+        "queries": 6, "with_correct_reference": 6, "left_out": 0, "median_correct_references": 3,
+    }  # fmt: skip
+    assert result["recall_of_all_queries"] == result["recall"]
     assert set(result["calibration"]) == {"queries", "expected_calibration_error", "at_least_0_99"}
     assert "of 6 revisits closed" in out and "calibration error: " in out
-    assert "queries without a correct reference: 0 of 6" in out
+    assert "6 of 6 queries have a correct reference (median 3); 0 are left out" in out
     assert result["engine"]["name"] == "hashvpr_lite" and result["machine"]
     shown = re.search(r"code, re-ranked +(\S+)", out).group(1)
     assert float(shown) == pytest.approx(result["recall"]["rerank"]["1"], abs=0.05)
 
 
-def test_evaluate_without_any_correct_reference_writes_no_nan(run, few, tmp_path):
+def test_evaluate_without_any_correct_reference(run, few):
     folder = few(2, correct=[[], []])
+    for options in ([], ["--ablate"]):
+        refused(run("evaluate", folder, *options), "none of 2 queries has a correct reference")
+
+
+def test_queries_that_are_left_out_are_told_in_both_ways_of_counting(run, few, tmp_path):
+    folder = few(4, correct=[[0], [], [], [3]])
     out = well(run("evaluate", folder, "--json", tmp_path / "e.json"))
     result = strict_json(tmp_path / "e.json")
-    assert result["recall"]["rerank"] == dict.fromkeys(["1", "5", "10", "20", "100"])
-    assert re.search(r"code, re-ranked +none +none +none +none +none", out) and "nan" not in out
-    assert result["queries_without_ground_truth"] == 2
-    assert "queries without a correct reference: 2 of 2" in out
-    assert result["closures"]["closed_percent"] is None and "none of 0 revisits closed" in out
-    assert result["closures"]["precision_percent"] is None and "precision none" in out
+    assert "2 of 4 queries have a correct reference (median 1); 2 are left out of recall" in out
+    assert result["recall"]["float"]["5"] == 100 and "re-ranked, of all 4 queries" in out
+    assert result["recall_of_all_queries"]["float"]["5"] == 50
+    ablated = run("evaluate", folder, "--ablate", "--no-baselines", "--json", tmp_path / "a.json")
+    assert "2 of 4 queries have a correct reference" in well(ablated)
+    way = strict_json(tmp_path / "a.json")["ways"]["float"]
+    assert way["recall"]["5"] == 100 and way["recall_of_all_queries"]["5"] == 50
 
 
 def test_numbers_are_shown_even_where_the_file_cannot_be_written(run, few, tmp_path):
@@ -125,7 +139,7 @@ def test_evaluate_what_is_no_dataset(run, few, tmp_path):
     refused(run("evaluate", folder / "query"), folder / "query", "query/", "ref/")
     refused(run("evaluate", folder / "ground_truth_new.npy"), "is a file, not a folder")
     (folder / "ground_truth_new.npy").write_bytes(b"text")
-    refused(run("evaluate", folder), "ground_truth_new.npy", "write it anew")
+    refused(run("evaluate", folder), "ground_truth_new.npy", "write it again")
     (folder / "ground_truth_new.npy").unlink()
     refused(run("evaluate", folder), "ground_truth_new.npy", "is missing")
 
@@ -167,9 +181,11 @@ def test_a_drive(run, data, tmp_path):
         shutil.copy(image, folder / "images")
     np.save(folder / "loops.npy", np.eye(36))
     out = well(run("evaluate", folder, "--json", tmp_path / "d.json"))
+    assert "nan" not in out and "code, re-ranked" in out
     result = strict_json(tmp_path / "d.json")
     assert "a drive of 36 images" in out and "0 revisits closed" in out
-    assert result["queries"] == result["queries_without_ground_truth"] == 36
+    assert result["queries"] == result["ground_truth"]["left_out"] == 36
+    assert result["recall"]["rerank"] == dict.fromkeys(["1", "5", "10", "20", "100"])
     assert result["closures"]["revisits"] == 0
     refused(run("evaluate", folder, "--ablate"), "is one drive")
     np.save(folder / "places.npy", np.arange(36))

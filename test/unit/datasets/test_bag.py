@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from hashvpr_ros.datasets.bag import BagFrames, open_bag, read_own, typestore
+from hashvpr_ros.bag_reader import BagReader
+from hashvpr_ros.datasets.bag import BagFrames, Losses, read_own, typestore
 from hashvpr_ros.datasets.bag_writer import IMAGE_TOPIC, ODOMETRY_TOPIC, planar_pose, write_bag
 from hashvpr_ros.datasets.base import Frame
 from hashvpr_ros.errors import DatasetError, ImageError
@@ -304,15 +305,21 @@ def test_a_truncated_or_damaged_bag_is_one_error(tmp_path, storage):
 
 
 def test_poses_that_are_damaged_are_no_poses(tmp_path):
-    bag = record(tmp_path / "bag", {"/c": images(S), "/o": (ODOMETRY, [(S, b"\x00\x01\x00\x00")])})
-    refused(bag, "damaged", "copy or record it again", pose_topic="/o")
+    good = pose_message(ODOMETRY, 2 * S, (2, 0, 0))
+    poses = [(S, b"\x00\x01\x00\x00"), (2 * S, good)]
+    bag = record(tmp_path / "bag", {"/c": images(S, 2 * S), "/o": (ODOMETRY, poses)})
+    frames = BagFrames(bag, "/c", "/o")
+    assert [f.pose is None for f in frames] == [True, False] and frames.lost == 0
+    damaged, without = frames.notes
+    assert "1 messages on /o are left out: message at 1.000 s: damaged" in damaged
+    assert "1 of 2 images have no pose within 0.2 s: the nearest on /o is 1.000 s away" in without
 
 
 def test_a_bag_without_answers_has_none(tmp_path, storage):
     bag = record(
         tmp_path / "bag", {"/c": images(S), "/t": (TEXT, [(S, T[TEXT](data="a"))])}, storage
     )
-    assert list(read_own(bag, "PlaceHypotheses")) == []
+    assert list(read_own(bag, "PlaceHypotheses", Losses())) == []
 
 
 # Writing
@@ -330,9 +337,9 @@ def test_what_is_written_is_read(tmp_path, storage):
         assert (frame.stamp_ns, frame.pose) == (want.stamp_ns, want.pose)
         np.testing.assert_array_equal(frame.rgb, want.rgb)
     assert [p.name for p in (tmp_path / "deep" / "er").iterdir()] == ["bag"]
-    reader = open_bag(tmp_path / "deep" / "er" / "bag")
-    assert {c.topic: c.msgtype for c in reader.connections} == {
-        IMAGE_TOPIC: IMAGE, ODOMETRY_TOPIC: ODOMETRY,
+    reader = BagReader(tmp_path / "deep" / "er" / "bag")
+    assert {name: topic.types for name, topic in reader.topics.items()} == {
+        IMAGE_TOPIC: {IMAGE}, ODOMETRY_TOPIC: {ODOMETRY},
     }  # fmt: skip
     reader.close()
 

@@ -1,5 +1,6 @@
 """Folders of images."""
 
+import os
 import shutil
 
 import cv2
@@ -82,13 +83,26 @@ def test_the_real_images(data):
     assert [f.rgb.shape for f in frames] == [(120, 160, 3)] * 111
 
 
-def test_an_unreadable_image_is_named_when_its_turn_comes(tmp_path):
+def test_an_unreadable_image_is_left_out_and_the_others_keep_their_stamps(tmp_path):
     whole = save(tmp_path / "0.png").read_bytes()
+    save(tmp_path / "2.png")
     (tmp_path / "1.png").write_bytes(whole[:200])
-    frames = iter(FolderFrames(tmp_path))
-    next(frames)
-    with pytest.raises(DatasetError, match=r"1\.png: truncated PNG.*replace or remove"):
-        next(frames)
+    frames = FolderFrames(tmp_path)
+    for _ in range(2):
+        assert [f.stamp_ns for f in frames] == [1_000_000_000, 3_000_000_000]
+        assert frames.lost == 1 and len(frames) == 3
+        assert "1.png: truncated PNG" in frames.skipped[0] and frames.notes == []
+
+
+def test_what_is_not_read_is_said(tmp_path):
+    save(tmp_path / "0.png")
+    for name in ("1.ppm", "2.ppm", "3.PGM", "README", ".hidden.ppm"):
+        (tmp_path / name).write_bytes(b"P6")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "9.png")
+    (note,) = FolderFrames(tmp_path).notes
+    assert "5 files are not read (1 with .pgm, 1 with .png, 2 with .ppm, 1 with no suffix)" in note
+    assert note.startswith(f"{tmp_path}: ")
 
 
 def test_bad_files(tmp_path):

@@ -117,7 +117,7 @@ def test_folders_that_are_none(tmp_path):
 def test_a_damaged_ground_truth_is_not_passed_over(tmp_path):
     folder = make(tmp_path, truth=[GROUND_TRUTH])
     (folder / GROUND_TRUTH).write_bytes(b"\x93NUMPY")
-    refused(folder, GROUND_TRUTH, "write it anew")
+    refused(folder, GROUND_TRUTH, "write it again")
 
 
 @pytest.mark.parametrize("layout", ["", "vpr_bench", "UTM"])

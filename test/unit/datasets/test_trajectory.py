@@ -185,8 +185,11 @@ def test_any_damage_is_one_error(write):
 
 
 def test_what_is_no_file(tmp_path):
-    refused(tmp_path / "no.txt", "No such file", "correct the path")
+    refused(tmp_path / "no.txt", "No such file", "check the path")
     refused(tmp_path / ("long" * 100), "cannot be read: File name too long")
-    refused(tmp_path, "is not a file")
+    refused(tmp_path, "is a folder, not a file")
     os.mkfifo(tmp_path / "pipe")
-    refused(tmp_path / "pipe", "is not a file")
+    refused(tmp_path / "pipe", "is a FIFO, not a file")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(10**10)
+    refused(tmp_path / "large", "more than the 300.0 MB")

@@ -64,7 +64,8 @@ def test_names_tell_positions_and_the_radius_what_is_correct(tmp_path, below):
     assert dataset.reference_xy.tolist() == [list(limit), list(far), list(near)]
     assert dataset.positives() == [{0, 2}, set()]
     assert UtmTraverses(tmp_path, 26).positives() == [{0, 1, 2}, set()]
-    assert UtmTraverses(tmp_path, 0.0).positives() == [set(), set()]
+    with pytest.raises(DatasetError, match="no query is within 0 m of a reference"):
+        UtmTraverses(tmp_path, 0.0).positives()
 
 
 def test_every_kind_of_image_in_folders_within(tmp_path):
@@ -80,6 +81,40 @@ def test_every_kind_of_image_in_folders_within(tmp_path):
     assert [str(p.relative_to(database)) for p in dataset.references] == names
     assert dataset.reference_xy.tolist() == [[3, 4], [1, 2], [-1.5, 20]]
     assert dataset.positives() == [{0, 1, 2}]
+
+
+def test_links_are_followed(tmp_path):
+    make(tmp_path / "set", [(0, 0)], [(0, 0)])
+    make(tmp_path / "disk", [(30, 0), (33, 0)], [])
+    (tmp_path / "set" / "database" / "01").symlink_to(tmp_path / "disk" / "database")
+    (tmp_path / "set" / "database" / "again").symlink_to(tmp_path / "disk" / "database")
+    (tmp_path / "disk" / "database" / "up").symlink_to(tmp_path / "set" / "database")
+    assert len(UtmTraverses(tmp_path / "set").references) == 3
+    (tmp_path / "linked").mkdir()
+    for part in ("database", "queries"):
+        (tmp_path / "linked" / part).symlink_to(tmp_path / "set" / part)
+    assert is_utm(tmp_path / "linked") and len(UtmTraverses(tmp_path / "linked").references) == 3
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_degrees_are_no_metres(tmp_path, exchanged):
+    """Each reference would be correct for each query."""
+    names = [f"@{47 + 0.01 * i:.4f}@{8 + 0.02 * i:.4f}@.jpg" for i in range(5)]
+    if exchanged:
+        names = [f"@{8 + 0.02 * i:.4f}@{47 + 0.01 * i:.4f}@.jpg" for i in range(5)]
+    dataset = UtmTraverses(make(tmp_path, names, names))
+    with pytest.raises(DatasetError, match="latitude and longitude"):
+        dataset.positives()
+
+
+def test_where_no_query_has_a_reference_the_reason_is_said(tmp_path):
+    far = UtmTraverses(make(tmp_path / "far", [(585000, 4476000)], [(585100, 4476000)]))
+    with pytest.raises(DatasetError, match=r"no query is within 25 m of a reference.*--radius"):
+        far.positives()
+    swapped = make(tmp_path / "swapped", [(585000, 4476000), (585050, 4476000)],
+                   [(4476000, 585001), (4476000, 595000)])  # fmt: skip
+    with pytest.raises(DatasetError, match="1 of 2 are with east and north exchanged"):
+        UtmTraverses(swapped).positives()
 
 
 def test_several_images_of_one_position(tmp_path):
@@ -110,7 +145,7 @@ def test_a_hundred_thousand_references(small):
 
 def test_neighbours_by_name_are_not_neighbours(small):
     assert small.positives(0) == [{0}]
-    with pytest.raises(ConfigError, match=r"takes no tolerance.*set the radius") as e:
+    with pytest.raises(ConfigError, match=r"takes no --tolerance.*set --radius") as e:
         small.positives(1)
     assert str(small.folder) in str(e.value)
 

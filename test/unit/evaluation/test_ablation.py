@@ -76,7 +76,7 @@ def test_re_ranking_all_is_float_alone(result, summary, corridor):
 
 
 def test_intervals_are_of_blocks(result, summary):
-    assert summary["queries_without_ground_truth"] == 0
+    assert summary["ground_truth"]["left_out"] == 0
     assert summary["interval_block_queries"] == 10  # each reference is correct for 5 queries
     one_place = measures(result.ways[0], [{0}] * 111)
     for name in ("average_precision_interval", "recall_at_100_precision_interval"):

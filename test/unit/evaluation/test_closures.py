@@ -36,11 +36,30 @@ def test_closures_by_hand():
     assert found == {
         "accepted": 3,
         "correct": 1,
+        "unknown": 0,
         "precision_percent": 33.3,
         "revisits": 4,
         "closed_percent": 25.0,
         "position_error_frames": {"median": 1.25, "p95": 2.375},
     }
+
+
+def test_what_the_ground_truth_says_nothing_of_is_neither_right_nor_wrong():
+    judged = [answer(4), answer(7, right=False), answer(0, right=False, possible=False)]
+    unknown = [
+        answer(1, right=None, possible=None),
+        answer(1, right=None, possible=True),  # matched with a keyframe of an unknown place
+        answer(None, accepted=False, right=None, possible=None),
+    ]
+    correct = [{4}, {4}, set(), set(), {1}, set()]
+    found = closures.closures(judged + unknown, correct)
+    assert (found["accepted"], found["correct"], found["unknown"]) == (5, 1, 2)
+    without = closures.closures(judged, correct[:3])
+    for key in ("precision_percent", "closed_percent"):
+        assert found[key] == without[key]
+    assert closures.calibration(judged + unknown) == closures.calibration(judged)
+    nothing = closures.closures(unknown, [set()] * 3)
+    assert nothing["precision_percent"] is None and nothing["closed_percent"] is None
 
 
 def test_a_match_within_the_current_visit_closes_no_revisit():
@@ -131,7 +150,11 @@ def test_a_drive(laps):
     summary = done.summary()
     json.dumps(summary, allow_nan=False)
     assert summary["queries"] == summary["references"] == 120
-    assert summary["queries_without_ground_truth"] == 60
+    assert summary["ground_truth"] == {
+        "queries": 120, "with_correct_reference": 60, "left_out": 60,
+        "median_correct_references": 1,
+    }  # fmt: skip
+    assert summary["recall_of_all_queries"]["float"]["1"] == 50.0
     assert summary["recall"]["float"]["1"] == 100.0
     closed = summary["closures"]
     assert closed["revisits"] == 60 and closed["accepted"] > 20
@@ -142,7 +165,7 @@ def test_a_drive(laps):
     (folder / "places.npy").unlink()
     np.save(folder / "loops.npy", labels[:, None] == labels[None])
     again = evaluate(DriveFolder(folder), ByPlace()).summary()
-    for key in ("recall", "closures", "calibration", "queries_without_ground_truth"):
+    for key in ("recall", "closures", "calibration", "ground_truth"):
         assert again[key] == summary[key]
 
 

@@ -129,9 +129,32 @@ def test_numbers_out_of_range(few, lite, top_k, tolerance):
         evaluate(VprBench(few(1)), lite, top_k=top_k, tolerance=tolerance)
 
 
-def test_an_unreadable_image_is_named(few, lite):
-    for part in ("query", "ref"):
-        folder = few(3, name=part)
-        (folder / part / "0000001.jpg").write_text("text")
-        with pytest.raises(DatasetError, match=rf"{part}/0000001\.jpg"):
-            evaluate(VprBench(folder), lite)
+@pytest.mark.parametrize("part", ["query", "ref"])
+def test_an_unreadable_image_is_left_out(few, lite, part):
+    """The others are measured as if it had never been there."""
+    folder = few(4, correct=[[0], [1, 2], [2], [3, 1]])
+    whole = evaluate(VprBench(folder), lite)
+    (folder / part / "0000001.jpg").write_text("text")
+    done = evaluate(VprBench(folder), lite)
+    (line,) = done.skipped
+    assert f"{part}/0000001.jpg" in line
+    assert done.summary()["images_left_out"] == 1 and done.summary()["images"] == 7
+    wanted = [{0}, {2}, {3, 1}] if part == "query" else [{0}, {1}, {1}, {2}]
+    assert done.positives == wanted
+    for name in ("hash_ranked", "float_ranked", "rerank_ranked"):
+        ranked = getattr(whole, name)
+        if part == "query":
+            ranked = [ranked[i] for i in (0, 2, 3)]
+        else:  # the references after it have moved up
+            ranked = [[j - (j > 1) for j in row if j != 1] for row in ranked]
+        assert getattr(done, name) == ranked
+
+
+def test_where_nothing_can_be_read_or_judged(few, lite):
+    folder = few(2)
+    for image in (folder / "ref").iterdir():
+        image.write_text("text")
+    with pytest.raises(DatasetError, match="no image of the data set can be read"):
+        evaluate(VprBench(folder), lite)
+    with pytest.raises(DatasetError, match="none of 2 queries has a correct reference"):
+        evaluate(VprBench(few(2, correct=[[], []], name="none")), lite)

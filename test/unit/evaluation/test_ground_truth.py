@@ -3,7 +3,7 @@
 import math
 
 from hashvpr_ros.datasets.bag_writer import planar_pose
-from hashvpr_ros.evaluation.ground_truth import TruthByIndex, TruthByPose
+from hashvpr_ros.evaluation.ground_truth import TruthByPose, TruthByStamp
 
 S = 10**9
 
@@ -25,7 +25,7 @@ def test_near_is_near_in_place_and_in_direction():
     assert judge.near(1, 2) and not judge.near(1, 3) and not judge.near(1, 4)
     assert judge.near(5, 6)  # across the seam
     assert not judge.near(1, 99)  # of which no pose is known
-    assert judge.right(1, 7, 2) and not judge.right(1, 7, 3)
+    assert judge.right(1, 2) and not judge.right(1, 3)
 
 
 def test_possible_is_what_was_seen_before_the_recent_past():
@@ -58,7 +58,16 @@ def test_cells_do_not_hide_neighbours():
         assert others.possible(i) == any(judge.near(i, j) for j in poses if j != i)
 
 
-def test_by_index_ids_count_from_one():
-    judge = TruthByIndex({10: {0, 3}, 20: set()})
-    assert judge.possible(10) and not judge.possible(20)
-    assert judge.right(10, 1, 0) and judge.right(10, 4, 0) and not judge.right(10, 2, 0)
+def test_what_has_no_pose_is_unknown():
+    poses = {i * S: planar_pose(i, 0, 0) for i in range(5)}
+    judge = TruthByPose(poses.get, range(0, 10 * S, S), None)
+    assert judge.possible(7 * S) is None and judge.possible(0) is True
+    assert judge.right(0, 7 * S) is None and judge.right(7 * S, 0) is None
+    assert judge.right(0, 2 * S) is True and judge.right(0, 5 * S - 1) is None
+
+
+def test_by_stamp():
+    judge = TruthByStamp({10: {1, 4}, 20: set()}, {10})
+    assert judge.possible(10) is True and judge.possible(20) is False
+    assert judge.right(10, 1) and judge.right(10, 4) and judge.right(10, 2) is False
+    assert judge.possible(30) is None and judge.right(30, 1) is None

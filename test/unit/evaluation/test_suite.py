@@ -116,7 +116,9 @@ def results(tmp_path_factory):
     pair(folder / "pair")
     drive(folder / "two laps")
     bad = pair(folder / "bad")
-    (bad / "ref" / "003.png").write_text("text")
+    for image in (bad / "ref").iterdir():
+        image.write_text("text")
+    (folder / "pair" / "query" / "003.png").write_text("text")
     sets, _ = find_sets(folder)
     calls = []
     found = [
@@ -132,9 +134,16 @@ def results(tmp_path_factory):
 
 def test_one_bad_set_stops_nothing(results):
     assert [r.name for r in results] == ["bad", "pair", "two laps"]
-    assert "003.png" in results[0].error and not results[1].error and not results[2].error
+    assert (
+        "no image of the data set can be read" in results[0].error
+        and not results[1].error
+        and not results[2].error
+    )
     assert results[0].as_json() == {"layout": "vpr-bench", "error": results[0].error}
     assert results[0].row() == {}
+    # One image that cannot be read is left out, by baselines and further models, too.
+    assert "003.png" in results[1].skipped[0] and results[1].summary["queries"] == 5
+    assert results[1].compared["other.onnx"]["queries"] == 5
 
 
 def test_a_row(results):
@@ -145,7 +154,7 @@ def test_a_row(results):
         assert row["hash_ratio"] == pytest.approx(row["recall_at_1_binary"] / 100)
         json.dumps(result.row(), allow_nan=False)
     # Of a drive only what is old enough is searched, by baselines, too.
-    assert results[2].summary["queries_without_ground_truth"] == 40
+    assert results[2].summary["ground_truth"]["left_out"] == 40
     assert results[2].summary["closures"]["revisits"] == 6
 
 
@@ -180,7 +189,7 @@ def test_the_report(results, tmp_path):
         results, ["hog", "vlad"], ["other.onnx"], path, "a machine", info, {"tolerance": 0}
     )
     text = path.read_text()
-    assert text.count("<svg") == 2 and "two laps" in text and "003.png" in text
+    assert text.count("<svg") == 2 and "two laps" in text and "bad failed: " in text
     assert "other.onnx R@1" in text and "nan" not in text.split("<svg")[0]
 
 
