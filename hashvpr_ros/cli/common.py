@@ -104,7 +104,8 @@ def refuse_options(why: str, *names: str) -> None:
 
     Args:
         why: ends the sentence, as in "belongs to --map-bag; give it".
-        names: of options of the command that runs, as in "--radius".
+        names: of options of the command that runs, as in "--radius"; of a flag with two names
+            the first, for both.
 
     Raises:
         ConfigError: one of them was given.
@@ -112,9 +113,12 @@ def refuse_options(why: str, *names: str) -> None:
     context = click.get_current_context()
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        given = source is click.core.ParameterSource.COMMANDLINE
-        for name in {*parameter.opts, *parameter.secondary_opts} & set(names) if given else ():
-            raise ConfigError(f"{name} {why}")
+        if source is not click.core.ParameterSource.COMMANDLINE or not set(parameter.opts) & {
+            *names
+        }:
+            continue
+        is_off = parameter.secondary_opts and not context.params[parameter.name or ""]
+        raise ConfigError(f"{(parameter.secondary_opts if is_off else parameter.opts)[0]} {why}")
 
 
 def say_losses(frames: Frames | Losses) -> None:

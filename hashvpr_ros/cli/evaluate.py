@@ -186,7 +186,7 @@ def command(
             "does not go with --ablate, which compares several; leave it out", "--top-k"
         )
     else:
-        refuse_options("belongs to --ablate or --suite; give one of them", "--no-baselines")
+        refuse_options("belongs to --ablate or --suite; give one of them", "--baselines")
     if map_bag is None:
         refuse_options("belongs to --map-bag; give it", *_BAG_OPTIONS)
     else:
@@ -209,8 +209,8 @@ def command(
             for frames in (queries[0], references[0]):
                 say_losses(frames)
                 lost += frames.lost
-            for note in dataset.notes:
-                click.echo(note, err=True)
+        for note in dataset.notes:
+            click.echo(note, err=True)
         result = _run(folder, dataset, engine_path, ablate, top_k, tolerance, report, baselines)
     write_json(json_path, result)
     lost += result["images_left_out"]
@@ -389,10 +389,11 @@ def _ablate(
     click.echo(
         f"ms is without the network: that takes {network['median']:.1f} (p95 {network['p95']:.1f})"
     )
-    for way in result["ways"].values():
+    for key, way in result["ways"].items():
         if closures := way.get("closures"):
+            is_default = " (the node's default)" if key == result["default_way"] else ""
             click.echo(
-                f"{way['label']}: {closures['accepted']} closures accepted, "
+                f"{way['label']}{is_default}: {closures['accepted']} closures accepted, "
                 f"{_percent(closures['precision'])} % right, {_percent(closures['recall'])} % of "
                 "the queries closed"
             )

@@ -91,6 +91,8 @@ def run(
             truth = result.summary["ground_truth"]
             if truth["left_out"]:
                 click.echo(f"{result.name}: {said_of(truth)}")
+            for note in result.notes:
+                click.echo(note, err=True)
             for line in result.skipped:
                 click.echo(f"{result.name}: left out: {line}", err=True)
     settings: dict[str, Any] = {"tolerance": tolerance, "queries": ranges}

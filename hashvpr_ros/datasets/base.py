@@ -51,6 +51,7 @@ class Traverses(Protocol):
 
     queries: list[Path]
     references: list[Path]
+    notes: list[str]  # what is to be said of the set, a sentence each
 
     def positives(self, tolerance: int = 0) -> list[set[int]]:
         """Indices of the correct references of each query; none where it has none.

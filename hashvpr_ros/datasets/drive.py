@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashvpr_ros.datasets.folder import check_folder, image_paths
+from hashvpr_ros.datasets.folder import check_folder, image_paths, not_read
 from hashvpr_ros.datasets.npy import read_npy
 from hashvpr_ros.errors import DatasetError
 from hashvpr_ros.file_io import MB
@@ -29,6 +29,7 @@ class DriveFolder:
 
     Attributes:
         images: paths of the N images.
+        notes: what is to be said of the set, a sentence each.
 
     Raises:
         DatasetError: something is missing or malformed, or both files are there.
@@ -53,6 +54,7 @@ class DriveFolder:
                 "add one of them"
             )
         self.images = image_paths(folder / IMAGES)
+        self.notes = not_read(folder / IMAGES)
         count = len(self.images)
         if loops:
             same = _read_loops(folder / LOOPS, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ def image_paths(folder: Path) -> list[Path]:
     """
     check_folder(folder)
     try:
-        paths = [p for p in folder.iterdir() if _is_image(p)]
+        paths = [p for p in folder.iterdir() if is_image(p)]
     except OSError as e:
         raise DatasetError(f"{folder}: cannot be read: {e.strerror}; correct the path") from e
     if not paths:
@@ -65,7 +65,8 @@ def check_folder(folder: Path) -> None:
     raise DatasetError(f"{folder}: no such folder; correct the path")
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file is read as an image: by its name, and it is a regular file."""
     # File managers and macOS leave `._0001.jpg` and the like, which hold no image.
     hidden = path.name.startswith(".")
     return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
@@ -77,26 +78,29 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
     return [int(s) if i % 2 else s for i, s in enumerate(parts)], path.name
 
 
-def passed_over(folder: Path) -> str:
-    """What else is in a folder of images, as a sentence; empty where there is nothing.
+def not_read(folder: Path, paths: Iterable[Path] | None = None) -> list[str]:
+    """A sentence on what else is in a folder of images; none where there is nothing.
 
     Hidden files and folders do not count.
+
+    Args:
+        paths: all that is in the folder, where it has folders within.
     """
     try:
         other = Counter(
             p.suffix.lower() or "no suffix"
-            for p in folder.iterdir()
-            if not p.name.startswith(".") and not p.is_dir() and not _is_image(p)
+            for p in (folder.iterdir() if paths is None else paths)
+            if not p.name.startswith(".") and not p.is_dir() and not is_image(p)
         )
     except OSError:
-        return ""
+        return []
     if not other:
-        return ""
+        return []
     kinds = ", ".join(f"{count} with {suffix}" for suffix, count in sorted(other.items()))
-    return (
+    return [
         f"{folder}: {other.total()} files are not read ({kinds}); images end in "
         f"{', '.join(SUFFIXES)}"
-    )
+    ]
 
 
 class FolderFrames:
@@ -117,7 +121,7 @@ class FolderFrames:
         self.paths = image_paths(folder)
         self.period_s = period_s
         self.skipped: list[str] = []
-        self.notes: list[str] = [note] if (note := passed_over(folder)) else []
+        self.notes = not_read(folder)
 
     @property
     def lost(self) -> int:

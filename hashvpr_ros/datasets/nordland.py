@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
-from hashvpr_ros.datasets.folder import check_folder, image_paths
+from hashvpr_ros.datasets.folder import check_folder, image_paths, not_read
 from hashvpr_ros.errors import ConfigError, DatasetError
 
 _QUERY = ("query", "queries")
@@ -46,6 +46,7 @@ class FrameTraverses:
         query, reference = _part(folder, _QUERY), _part(folder, _REFERENCE)
         self.folder, self.frames = folder, frames
         self.queries, self.references = image_paths(query), image_paths(reference)
+        self.notes = not_read(query) + not_read(reference)
         self.query_frames: Sequence[int]
         self.reference_frames: Sequence[int]
         try:

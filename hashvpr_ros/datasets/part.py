@@ -34,6 +34,7 @@ class Part:
         count = len(whole.references)
         kept = sorted(correct | set(range(first, min(last, count))))
         self._index = {j: i for i, j in enumerate(kept)}
+        self.notes = whole.notes
         self.queries: list[Path] = whole.queries[self._range]
         self.references: list[Path] = [whole.references[j] for j in kept]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hashvpr_ros.datasets.folder import SUFFIXES, check_folder
+from hashvpr_ros.datasets.folder import SUFFIXES, check_folder, is_image, not_read
 from hashvpr_ros.errors import ConfigError, DatasetError
 
 _DATABASE, _QUERIES = "database", "queries"
@@ -53,6 +53,11 @@ class UtmTraverses:
             )
         self.folder, self.radius_m = folder, radius_m
         self.queries, self.references = _sorted(place / _QUERIES), _sorted(place / _DATABASE)
+        self.notes = [
+            note
+            for part in (_QUERIES, _DATABASE)
+            for note in not_read(place / part, _files(place / part))
+        ]
         self.query_xy = np.array([_position(p) for p in self.queries], np.float64)
         self.reference_xy = np.array([_position(p) for p in self.references], np.float64)
 
@@ -128,7 +133,11 @@ def is_utm(folder: Path) -> bool:
     place = _place(folder)
     if place is None:
         return False
-    return any("@" in p.name for part in (_DATABASE, _QUERIES) for p in _images(place / part))
+    return any(
+        "@" in p.name and is_image(p)
+        for part in (_DATABASE, _QUERIES)
+        for p in _files(place / part)
+    )
 
 
 def _place(folder: Path) -> Path | None:
@@ -139,7 +148,9 @@ def _place(folder: Path) -> Path | None:
     return None
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _files(folder: Path) -> Iterator[Path]:
+    """All files in a folder and those within, but for hidden folders; links are followed."""
+
     def refuse(e: OSError) -> None:
         raise e  # which os.walk would pass over
 
@@ -152,11 +163,7 @@ def _images(folder: Path) -> Iterator[Path]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                path = Path(root, name)
-                hidden = name.startswith(".")
-                if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
-                    yield path
+            yield from (Path(root, name) for name in names)
     except OSError as e:
         raise DatasetError(
             f"{e.filename}: cannot be read: {e.strerror}; correct its rights"
@@ -164,7 +171,7 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def _sorted(folder: Path) -> list[Path]:
-    paths = sorted(_images(folder))
+    paths = sorted(p for p in _files(folder) if is_image(p))
     if not paths:
         raise DatasetError(
             f"{folder}: holds no images ({', '.join(SUFFIXES)}); put them there or correct the "

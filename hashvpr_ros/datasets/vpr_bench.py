@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hashvpr_ros.datasets.folder import check_folder, image_paths
+from hashvpr_ros.datasets.folder import check_folder, image_paths, not_read
 from hashvpr_ros.datasets.npy import read_npy
 from hashvpr_ros.datasets.number_pickle import Array, read_array
 from hashvpr_ros.errors import DatasetError
@@ -41,6 +41,7 @@ class VprBench:
                 )
         self.queries = image_paths(folder / "query")
         self.references = image_paths(folder / "ref")
+        self.notes = not_read(folder / "query") + not_read(folder / "ref")
         self.correct = read_ground_truth(
             folder / GROUND_TRUTH, len(self.queries), len(self.references)
         )

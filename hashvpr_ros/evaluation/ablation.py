@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashvpr_ros.config import from_flat
+from hashvpr_ros.config import Config, from_flat
 from hashvpr_ros.datasets.base import Traverses
 from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.base import DescriptorEngine
@@ -90,6 +90,11 @@ class Ablation:
         """Correct references of each query."""
         return self.task.positives
 
+    @property
+    def default_way(self) -> Way:
+        """The way that the node goes at its defaults."""
+        return next(way for way in self.ways if way.key == Config().matching.temporal)
+
     def summary(self) -> dict[str, Any]:
         """The JSON of `hashvpr evaluate --ablate`."""
         return {
@@ -100,6 +105,7 @@ class Ablation:
             "ground_truth": ground_truth(self.positives),
             "interval_block_queries": block_length(self.positives),
             "network_ms": median_p95(self.network_ms),
+            "default_way": self.default_way.key,
             "ways": {way.key: measures(way, self.positives) for way in self.ways},
         }
 

@@ -82,13 +82,13 @@ def write_report(run: RunResult, path: Path, machine: str) -> None:
 
 
 def write_ablation(ablation: Ablation, path: Path, machine: str, info: EngineInfo) -> None:
-    """Write the report of an ablation; its gallery shows where the last temporal way errs.
+    """Write the report of an ablation; its headline and gallery are of the node's default.
 
     Raises:
         ConfigError: the file cannot be written. DatasetError: an image of the gallery has gone.
     """
     summary = ablation.summary()
-    shown = next(w for w in reversed(ablation.ways) if w.is_probability)
+    shown = ablation.default_way
     main = summary["ways"][shown.key]
     drawn = [
         ("Recall at K", plots.recall_curves(summary["ways"])),
@@ -102,7 +102,7 @@ def write_ablation(ablation: Ablation, path: Path, machine: str, info: EngineInf
     ]
     closures = main["closures"]
     cards = [
-        (f"recall@1, {shown.label}", _percent(main["recall"]["1"])),
+        (f"recall@1, {shown.label} (the node's default)", _percent(main["recall"]["1"])),
         ("precision of its closures", _percent(_finite(closures["precision"]))),
         ("queries closed", _percent(closures["recall"])),
         ("its calibration error", f"{main['calibration_error']:.3f}"),

@@ -60,6 +60,7 @@ class SetResult:
     baselines: dict[str, dict[str, float]]  # recall in percent, by the key of BASELINES and K
     error: str = ""  # not empty: there is nothing else
     skipped: Sequence[str] = ()  # why images were left out, one line each
+    notes: Sequence[str] = ()  # what else is to be said of the set
 
     def row(self) -> Row:
         """The values of COLUMNS, then R@1 of each baseline and further model, by name."""
@@ -194,6 +195,7 @@ def run_set(
             compared,
             {key: _baseline(key, done.task, progress) for key in baselines},
             skipped=done.skipped,
+            notes=dataset.notes,
         )
     except HashVprError as e:
         return SetResult(image_set.name, image_set.layout, {}, {}, {}, str(e))

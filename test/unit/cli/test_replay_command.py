@@ -82,6 +82,53 @@ def test_a_map_is_begun_with_and_left_as_it_is(run, laps, tmp_path):
     well(run("replay", laps, "--map", made, "--set", "mode=localization", "--out", out))
 
 
+def truth_of(laps, path, *, shift_s=0.0, until=44):
+    """A TUM file of the poses of the first images."""
+    course = Course(45.0, seed=3, size=(120, 160))
+    shots = list(course.drive([(DAY, 0.0, 0.0), (DAY, 0.2, 0.0)], rate_hz=1.0))[:until]
+    path.write_text(
+        "".join(
+            f"{s.stamp_ns / 1e9 + shift_s:.9f} {s.x_m} {s.y_m} 0 0 0 {q[2]} {q[3]}\n"
+            for s in shots
+            for q in [planar_pose(s.x_m, s.y_m, s.yaw_rad).orientation]
+        )
+    )
+    return path
+
+
+def test_what_no_ground_truth_judges_is_unknown(run, laps, tmp_path):
+    arguments = ("replay", laps, "--pose-topic", ODOMETRY_TOPIC, *EXCLUDE)
+    arguments += ("--set", "matching.target_precision=0.5")
+    found = {}
+    for until in (44, 30):
+        truth = truth_of(laps, tmp_path / "truth.txt", until=until)
+        path = tmp_path / f"{until}.json"
+        done = run(*arguments, "--truth", truth, "--out", tmp_path / "out", "--json", path)
+        found[until] = strict_json(path) if done.code == 0 else done.err
+        assert "right, wrong, without ground truth" in done.out
+    whole, part = found[44], found[30]
+    assert whole["digest"] == part["digest"] and whole["closures_accepted"] > 3
+    assert whole["closures_unknown"] == whole["images_without_ground_truth"] == 0
+    assert part["images_without_ground_truth"] == 14 and part["closures_unknown"] > 3
+    assert part["closures_wrong"] <= whole["closures_wrong"]
+    assert (
+        part["closures_accepted"]
+        == whole["closures_accepted"]
+        == sum(part[f"closures_{k}"] for k in ("right", "wrong", "unknown"))
+    )
+    assert part["revisits"] < whole["revisits"]
+
+
+@pytest.mark.parametrize("shift_s", [86400.0, 0.5])
+def test_a_ground_truth_of_another_clock_is_said(run, laps, tmp_path, shift_s):
+    truth = truth_of(laps, tmp_path / "truth.txt", shift_s=shift_s)
+    out = tmp_path / "out"
+    done = run("replay", laps, "--truth", truth, "--out", out)
+    refused(done, truth, "nothing can be judged", "none of the 44 images", "of the same clock",
+            f"{shift_s - 43 if shift_s > 43 else shift_s:,.3f} s apart")  # fmt: skip
+    assert (out / "decisions.jsonl").read_text().count("\n") == 44 and "digest of" in done.out
+
+
 def test_a_parameter_file_is_the_nodes_own(run, laps, tmp_path):
     params = tmp_path / "robot.yaml"
     params.write_text(
@@ -101,7 +148,13 @@ def test_what_is_refused(run, laps, tmp_path):
     refused(run("replay", laps, *out, "--pose-topic", "/other"), "/other", ODOMETRY_TOPIC)
     refused(run("replay", laps, *out, "--truth", "/other"), "/other", ODOMETRY_TOPIC)
     refused(run("replay", laps, *out, "--set", "matching.top_k=0"), "top_k", "at least 1")
-    refused(run("replay", laps, *out, "--set", "matching.topk=1"), "unknown setting")
+    for name, meant in (
+        ("matching.topk", "matching.top_k"), ("top_k", "matching.top_k"), ("mod", "mode"),
+    ):  # fmt: skip
+        done = run("replay", laps, *out, "--set", f"{name}=1")
+        refused(done, f"unknown setting {name!r}; did you mean {meant}?")
+    done = run("replay", laps, *out, "--set", "qwertz=1")
+    refused(done, "unknown setting 'qwertz'; `hashvpr config` prints all")
     refused(run("replay", laps, *out, "--set", "pose.source=tf"), "--pose-topic")
     refused(run("replay", laps, *out, "--map", tmp_path / "none.vprmap"), "none.vprmap")
     refused(run("replay", laps, *out, "--against", laps / "metadata.yaml"), "no file of decisions")

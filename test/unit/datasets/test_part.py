@@ -14,6 +14,7 @@ class Whole:
     def __init__(self):
         self.queries = [Path(f"q{i}") for i in range(6)]
         self.references = [Path(f"r{i}") for i in range(8)]
+        self.notes = ["one file is not read"]
 
     def positives(self, tolerance=0):
         correct = [{0}, {1}, {2}, {3}, {4, 7}, set()]
@@ -27,7 +28,7 @@ def test_references_of_the_range_and_correct_ones_stay():
     part = Part(Whole(), 3, 6)
     assert part.queries == Whole().queries[3:6]
     assert [p.name for p in part.references] == ["r3", "r4", "r5", "r7"]
-    assert part.positives() == [{0}, {1, 3}, set()]
+    assert part.positives() == [{0}, {1, 3}, set()] and part.notes == Whole().notes
     assert part.positives(1) == [{0, 1}, {0, 1, 2, 3}, set()]  # r2 and r6 are left out
 
 

@@ -96,6 +96,18 @@ def test_links_are_followed(tmp_path):
     assert is_utm(tmp_path / "linked") and len(UtmTraverses(tmp_path / "linked").references) == 3
 
 
+def test_what_is_not_read_is_said(tmp_path):
+    """A link that a copy has turned into a text, one that leads nowhere, and other files."""
+    make(tmp_path, [(0, 0)], [(0, 0)])
+    (tmp_path / "database" / "01").write_text("../more")
+    (tmp_path / "database" / "02").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "database" / "03").mkdir()
+    (tmp_path / "database" / "03" / "@1@2@.ppm").write_bytes(b"P6")
+    (note,) = UtmTraverses(tmp_path).notes
+    assert note.startswith(f"{tmp_path / 'database'}: 3 files are not read")
+    assert "1 with .ppm, 2 with no suffix" in note
+
+
 @pytest.mark.parametrize("exchanged", [False, True])
 def test_degrees_are_no_metres(tmp_path, exchanged):
     """Each reference would be correct for each query."""
