@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
-from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from tqdm import tqdm
 
+from hashvpr_ros.bag_reader import BagReader
+from hashvpr_ros.errors import DatasetError
 from hashvpr_ros.msg import DecisionLedger, LoopClosure, PlaceHypotheses
 
 _TYPES = {
@@ -129,17 +130,21 @@ def _header_stamp_ns(raw: bytes) -> int:
     return int(stamp.sec) * 10**9 + int(stamp.nanosec)
 
 
-def play(player: Player, reader: AnyReader, rate: float) -> None:
+def play(player: Player, reader: BagReader, rate: float) -> None:
     """Publish all images and odometry of the bag at `rate` times their own speed.
 
     Raises:
         PlayerError: the node does not subscribe to them.
     """
-    connections = [c for c in reader.connections if c.msgtype in _TYPES]
-    publishers = {
-        c.topic: player.create_publisher(_TYPES[c.msgtype], c.topic, 20) for c in connections
+    kinds = {
+        name: next(iter(topic.types))
+        for name, topic in reader.topics.items()
+        if len(topic.types) == 1 and topic.types <= _TYPES.keys()
     }
-    images = {c.topic for c in connections if c.msgtype != "nav_msgs/msg/Odometry"}
+    publishers = {
+        name: player.create_publisher(_TYPES[kind], name, 20) for name, kind in kinds.items()
+    }
+    images = {name for name, kind in kinds.items() if kind != "nav_msgs/msg/Odometry"}
     heard = [publishers[t] for t in images]
     if not player.wait_for(lambda: any(p.get_subscription_count() for p in heard), 20.0):
         raise PlayerError(
@@ -148,19 +153,28 @@ def play(player: Player, reader: AnyReader, rate: float) -> None:
         )
     if not player.wait_for(lambda: _answers_heard(player), 20.0):
         raise PlayerError(f"{player.target} publishes no {', '.join(_ANSWERS)}")
-    total = sum(1 for _ in reader.messages(connections=connections))
+    total = sum(reader.topics[name].listed for name in kinds)
+    damaged: list[str] = []
     first_ns: int | None = None
     started = time.monotonic()
     with tqdm(total=total, desc="playing", unit="msg", disable=None, leave=False) as bar:
-        for connection, bag_ns, raw in reader.messages(connections=connections):
-            first_ns = bag_ns if first_ns is None else first_ns
-            wait_s = (bag_ns - first_ns) / 1e9 / rate - (time.monotonic() - started)
+        for message in reader.messages(kinds, damaged.append):
+            bar.update(1)
+            try:
+                raw = reader.content(message)
+                stamp_ns = _header_stamp_ns(raw)
+            except Exception as e:  # whatever the bytes happen to call for
+                damaged.append(f"a message on {message.topic} is damaged ({e})")
+                continue
+            first_ns = message.time_ns if first_ns is None else first_ns
+            wait_s = (message.time_ns - first_ns) / 1e9 / rate - (time.monotonic() - started)
             if wait_s > 0:
                 time.sleep(wait_s)
-            if connection.topic in images:
-                player.published[_header_stamp_ns(raw)] = time.time_ns()
-            publishers[connection.topic].publish(bytes(raw))
-            bar.update(1)
+            if message.topic in images:
+                player.published[stamp_ns] = time.time_ns()
+            publishers[message.topic].publish(raw)
+    for line in damaged[:5]:
+        print(f"play_bag: not played: {line}", file=sys.stderr)
     player.wait_for(lambda: _is_done(player), _PATIENCE_S)
 
 
@@ -221,14 +235,12 @@ def main() -> None:
     try:
         player.change(Transition.TRANSITION_CONFIGURE, "configure")
         player.change(Transition.TRANSITION_ACTIVATE, "activate")
-        with AnyReader(
-            [arguments.bag], default_typestore=get_typestore(Stores.ROS2_JAZZY)
-        ) as reader:
+        with closing(BagReader(arguments.bag)) as reader:
             play(player, reader, arguments.rate)
         player.change(Transition.TRANSITION_DEACTIVATE, "deactivate")
         player.change(Transition.TRANSITION_CLEANUP, "clean up")
         record(player, arguments.record, arguments.messages)
-    except PlayerError as e:
+    except (PlayerError, DatasetError) as e:
         print(f"play_bag: {e}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
