@@ -7,7 +7,7 @@ import sys
 
 from vpr_process import python_path
 
-from hashvpr_ros.datasets.bag import read_own
+from hashvpr_ros.datasets.bag import Losses, read_own
 from hashvpr_ros.datasets.bag_writer import ODOMETRY_TOPIC, planar_pose, write_bag
 from hashvpr_ros.datasets.base import Frame
 from hashvpr_ros.simulation.course import DAY, EVENING, Course
@@ -47,7 +47,7 @@ def ledgers(bag):
             [h.place_id for h in m.hypotheses],
             [(c.place_id, c.distance, c.similarity, c.belief, c.reason) for c in m.candidates],
         )
-        for stamp, m in read_own(bag, "DecisionLedger")
+        for stamp, m in read_own(bag, "DecisionLedger", Losses())
     ]
 
 
