@@ -72,6 +72,11 @@ def command(path: Path, plot: Path | None, show: int, rviz: bool, json_path: Pat
         f"{len(found.pairs)} pairs of stretches (cosine of at least {found.threshold:.3f}, as of "
         "neighbours)"
     )
+    if found.without_pose:
+        click.echo(
+            f"{found.without_pose} of {found.keyframes} keyframes have no pose: they are compared "
+            "with keyframes of their own session only"
+        )
     rows: list[tuple[str, ...]] = [
         ("keyframe", "looks like", "cosine", "bits", "m apart", "pairs of keyframes"),
     ]
@@ -93,6 +98,7 @@ def command(path: Path, plot: Path | None, show: int, rviz: bool, json_path: Pat
         {
             "keyframes": found.keyframes,
             "alike": found.alike,
+            "without_pose": found.without_pose,
             "threshold": found.threshold,
             "pairs": [
                 {

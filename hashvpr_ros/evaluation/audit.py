@@ -41,6 +41,7 @@ class Audit:
     threshold: float  # similarity from which on two places are alike
     alike: int  # keyframes that have a double elsewhere
     pairs: list[AlikePair]  # the most similar first
+    without_pose: int = 0  # keyframes that are compared with those of their own session only
 
 
 def audit(place_map: PlaceMap, progress: Callable[[int], object] = lambda _: None) -> Audit:
@@ -87,7 +88,8 @@ def audit(place_map: PlaceMap, progress: Callable[[int], object] = lambda _: Non
             AlikePair(first, second, distance, s, count, apart_m(first.pose, second.pose))
         )
     pairs.sort(key=lambda p: -p.similarity)
-    return Audit(len(ids), threshold, len(alike), pairs)
+    without_pose = sum(keyframes[i].pose is None for i in ids.tolist())
+    return Audit(len(ids), threshold, len(alike), pairs, without_pose)
 
 
 def _threshold(place_map: PlaceMap) -> float:

@@ -69,12 +69,13 @@ def test_other_sessions_need_poses(place_map):
     fill(place_map, features)
     place_map.start_session("two")
     fill(place_map, features)
-    assert audit(place_map).pairs == []
+    assert audit(place_map).pairs == [] and audit(place_map).without_pose == 120
     place_map.clear()
     fill(place_map, features, [Pose((float(i), 0.0, 0.0)) for i in range(60)])
     place_map.start_session("three")
     fill(place_map, features, [Pose((float(i), 500.0, 0.0)) for i in range(60)], 1000)
     found = audit(place_map)
+    assert found.without_pose == 0
     assert found.pairs and all(p.apart_m == pytest.approx(500, abs=5) for p in found.pairs)
 
 
