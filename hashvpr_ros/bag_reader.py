@@ -42,6 +42,7 @@ _MOST_METADATA_BYTES = 10 * MB
 _MOST_STORAGE_BYTES = 10**13
 _MOST_COUNT = 2**63 - 1  # of messages
 _NEWEST_VERSION = 9  # of metadata.yaml
+_MCAP_MAGIC, _MCAP_ATTACHMENT = b"\x89MCAP0\r\n", 0x09
 _PART_BYTES = 1 << 24  # that are decompressed at a time
 # A recording that is compressed as a whole shrinks some 2 to 100 times.
 _FILE_RATIO, _SMALL_FILE_BYTES, _SPARE_BYTES = 1000, 1000 * MB, 1000 * MB
@@ -305,6 +306,7 @@ def _opened(path: Path, file: Path) -> _Storage:
     storage: _Storage
     try:
         if file.suffix == ".mcap":
+            _check_records(file)
             storage = mcap = McapReader(file)
             mcap.open()
             try:
@@ -348,6 +350,26 @@ def _check_tables(file: Path) -> None:
             raise ReaderError(_too_large("a message"))
 
 
+def _check_records(file: Path) -> None:
+    """Refuse records that would not fit into memory, before rosbags reads one.
+
+    Raises:
+        ReaderError: there are such.
+    """
+    with file.open("rb") as content:
+        at = len(_MCAP_MAGIC)
+        if content.read(at) != _MCAP_MAGIC:
+            return  # rosbags says why
+        while len(head := content.read(9)) == 9:
+            length = int.from_bytes(head[1:], "little")
+            if head[0] != _MCAP_ATTACHMENT and length > MOST_OPEN_BYTES:
+                raise ReaderError(_too_large("a record", MOST_OPEN_BYTES))
+            at += 9 + length
+            if at >= 2**63:  # no file is that long
+                return
+            content.seek(at)
+
+
 def _check_chunks(storage: McapReader) -> None:
     """Refuse chunks that, in memory together, would need too much of it.
 
@@ -361,10 +383,11 @@ def _check_chunks(storage: McapReader) -> None:
     for chunk in sorted(storage.chunks, key=lambda c: c.message_start_time):
         while ends and ends[0][0] < chunk.message_start_time:
             open_bytes -= heapq.heappop(ends)[1]
-        open_bytes += chunk.uncompressed_size
+        size = max(chunk.uncompressed_size, chunk.compressed_size)
+        open_bytes += size
         if open_bytes > MOST_OPEN_BYTES:
             raise ReaderError(_too_large("chunks of the same time"))
-        heapq.heappush(ends, (chunk.message_end_time, chunk.uncompressed_size))
+        heapq.heappush(ends, (chunk.message_end_time, size))
 
 
 def _too_large(what: str, most: int = MOST_MESSAGE_BYTES) -> str:

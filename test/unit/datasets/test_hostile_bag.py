@@ -427,6 +427,19 @@ def bomb(kind, size):
     return b"".join(c.compress(zeros) for _ in range(size >> 20)) + c.flush()
 
 
+@pytest.mark.parametrize("code", [0x03, 0x05, 0x06])
+@pytest.mark.parametrize("length", [2**31, 2**40, 2**63, 2**64 - 1])
+def test_a_record_as_long_as_memory(tmp_path, code, length):
+    """The file itself takes no space: it is sparse."""
+    head = mcap([])[:-37]
+    path = tmp_path / "file.mcap"
+    with path.open("wb") as file:
+        file.write(head + struct.pack("<BQ", code, length))
+        file.seek(min(length, 2**32), os.SEEK_CUR)
+        file.write(mcap([])[-37:])
+    refused(path, "a record would take more than")
+
+
 @pytest.mark.parametrize("claimed", [100, 2**31, 2**63])
 @pytest.mark.parametrize("kind", ["zstd", "lz4"])
 def test_a_chunk_that_is_a_bomb(tmp_path, monkeypatch, kind, claimed):
