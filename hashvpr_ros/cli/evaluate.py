@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,7 +263,7 @@ def _drives(
     truth, map_truth = truths
     if truth is None:
         raise ConfigError("--map-bag needs --truth: where the images were taken")
-    if map_truth is None and Path(truth).expanduser().is_file():
+    if map_truth is None and Path(os.path.expanduser(truth)).is_file():
         raise ConfigError(f"{truth}: is of {bags[0]} alone; give --map-truth for {bags[1]}, too")
     drives = []
     losses = Losses(allow_partial)

@@ -192,7 +192,7 @@ def _images(
     missing = {stamp for _, stamp, _ in wanted} - found.keys()
     topics = image_topics(bag) if missing else []
     if len(topics) == 1:  # else it is not known which is of which camera
-        for frame in BagFrames(bag, topics):
+        for frame in BagFrames(bag, topics, allow_partial=True):  # they are but drawn
             if frame.stamp_ns in missing:
                 found[frame.stamp_ns] = frame.rgb
     return [found.get(stamp) for _, stamp, _ in wanted]

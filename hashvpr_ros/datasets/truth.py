@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def read_truth(bag: Path, truth: str, losses: Losses) -> TruePoses:
     Raises:
         DatasetError: the file is malformed; the bag is damaged, or lacks the topic.
     """
-    path = Path(truth).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(truth))
+    if not path.exists() or path.is_dir():
         return TruePoses(read_poses(bag, truth, losses), f"{bag}: topic {truth}")
     track = PoseTrack(keep=0)
     for stamp_ns, pose in read_tum(path):

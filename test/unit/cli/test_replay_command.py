@@ -146,7 +146,8 @@ def test_what_is_refused(run, laps, tmp_path):
     refused(run("replay", tmp_path / "none", *out), "no such bag")
     refused(run("replay", laps, *out, "--image-topic", "/other"), "/other", IMAGE_TOPIC)
     refused(run("replay", laps, *out, "--pose-topic", "/other"), "/other", ODOMETRY_TOPIC)
-    refused(run("replay", laps, *out, "--truth", "/other"), "/other", ODOMETRY_TOPIC)
+    for truth in ("/other", "~nobody_of_this_name/x.tum", "/"):
+        refused(run("replay", laps, *out, "--truth", truth), truth, ODOMETRY_TOPIC)
     refused(run("replay", laps, *out, "--set", "matching.top_k=0"), "top_k", "at least 1")
     for name, meant in (("matching.topk", "matching.top_k"), ("mod", "mode")):
         done = run("replay", laps, *out, "--set", f"{name}=1")
