@@ -113,9 +113,16 @@ class BagReader:
         """What both metadata.yaml and the storages say of the topics."""
         for storage in self._storages:
             for connection in storage.connections:
+                serialized = getattr(connection.ext, "serialization_format", "cdr")
+                texts = connection.topic, connection.msgtype, serialized, connection.digest
+                if not all(isinstance(text, str) for text in texts):  # a table can hold anything
+                    name = Path(storage.path).name
+                    raise _unreadable(
+                        self.path, f"{name}: a topic's name is damaged", _remedy(name)
+                    )
                 topic = self.topics.setdefault(connection.topic, Topic())
                 topic.types.add(connection.msgtype)
-                topic.formats.add(getattr(connection.ext, "serialization_format", "cdr"))
+                topic.formats.add(serialized)
                 topic.digests.add(connection.digest)
                 topic.listed += _checked_count(self.path, connection.topic, connection.msgcount)
         for name, said in listed.items():

@@ -386,6 +386,27 @@ def test_tables_that_are_computed(tmp_path):
         refused(bag, "not a readable bag")
 
 
+@pytest.mark.parametrize("value", ["x'0102'", "5", "1.5"])
+@pytest.mark.parametrize("column", ["name", "type", "serialization_format",
+                                    "type_description_hash", "offered_qos_profiles"])  # fmt: skip
+def test_topics_of_any_kind_of_text(tmp_path, column, value):
+    bag = record(tmp_path / "bag", {"/c": images(S)})
+    file = storage_file(bag)
+    with sqlite3.connect(file) as database:  # a column of no type keeps what it is given
+        database.execute("CREATE TABLE other AS SELECT * FROM topics")
+        database.execute("DROP TABLE topics")
+        columns = "id, name, type, serialization_format, offered_qos_profiles, "
+        columns += "type_description_hash"
+        database.execute(f"CREATE TABLE topics({columns})")
+        database.execute(f"INSERT INTO topics SELECT {columns} FROM other")
+        database.execute(f"UPDATE topics SET {column} = {value}")
+    for path in (bag, file):
+        try:
+            assert len(list(BagFrames(path, "/c"))) == 1
+        except DatasetError as e:
+            assert "\n" not in str(e)
+
+
 def test_cells_of_any_kind_are_damaged_messages(tmp_path):
     bag = record(tmp_path / "bag", {"/c": images(*STAMPS)})
     with sqlite3.connect(storage_file(bag)) as database:
