@@ -12,6 +12,7 @@ def test_on_the_corridor(run, data, tmp_path):
     before = path.read_bytes()
     out = well(run("calibrate", path, "--images", folder, "--dry-run", "--json", result))
     assert "not kept" in out and path.read_bytes() == before
+    assert "111 of 111 images show a place of the map by their ground truth; 0 are left out" in out
     numbers = strict_json(result)
     assert numbers["calibration"]["right"] > 90 and numbers["calibration"]["wrong"] > 60
     assert numbers["accepted_after"][1] == 0
