@@ -45,7 +45,7 @@ PARTS = (
     Part("commands", "kills of nine commands", "soak_kills", 1000, 330, 2, times=9),
     Part("node_core", "kills of the node's core (no DDS)", "soak_kills", 1000, 200, 2),
     Part("images", "damaged images and wrong buffers", "soak_images", 100_000, 150, 2),
-    Part("maps", "damaged maps, opened as the node does", "soak_maps", 5000, 150, 2),
+    Part("maps", "damaged maps, opened as the node does", "soak_maps", 5000, 200, 2),
     Part("bags", "damaged bags", "soak_files", 2000, 150),
     Part("node_kills", "kills of whole nodes", "soak_node", 60, 100, 2),
     Part("services", "requests to a node", "soak_node", 3000, 100),

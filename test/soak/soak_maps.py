@@ -56,7 +56,7 @@ class MapFuzzer:
         for other, content in files.items():
             self.path.with_name(other).write_bytes(content)
         with listening() as said:
-            outcome = self._start(writes, said)
+            outcome = self._start(writes, said, name.endswith("-wal"))
         for copy in self.path.parent.glob("*.good"):
             if copy.read_bytes() == files.get(copy.name):
                 continue
@@ -64,7 +64,7 @@ class MapFuzzer:
                 assert kept.verify() == [], "the good copy was replaced by a damaged one"
         return outcome
 
-    def _start(self, writes: bool, said: list[str]) -> str:
+    def _start(self, writes: bool, said: list[str], is_log: bool) -> str:
         mode = "slam" if writes else "localization"
         try:
             running = start(self.path, lambda e: said.append(str(e)), mode=mode)
@@ -73,14 +73,19 @@ class MapFuzzer:
             return "refused"
         try:
             found = answers(running, PLACES)
+            if found == self.wanted:
+                return "as before"
+            if said:
+                return "said"
+            # The end of a log may be damaged or not written yet, which looks the same.
+            assert is_log, "other answers, and nothing was said"
+            ids = running.map.ids().tolist()
+            assert ids == list(range(1, len(ids) + 1)) and running.map.verify() == [], ids
+            return "without the end of the log"
         except HashVprError:
             return "refused when asked"
         finally:
             running.close()
-        if found == self.wanted:
-            return "as before"
-        assert said, "other answers, and nothing was said"
-        return "said"
 
 
 def maps(count: int, seed: int, folder: Path, seconds: float = float("inf")) -> Counter[str]:

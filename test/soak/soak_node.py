@@ -209,6 +209,9 @@ def cdr(
         return "sent"
 
     outcomes = fuzz(check, count, seed, seconds, edits=EDITS, which=st.integers(0, 10_000))
+    for node in (raw, files):
+        # Else nothing has been shown: flipped pixels are answered, the rest is bad.
+        assert node.camera.heard or "bad image" in node.text(), "no message came to the node"
     _alive(raw, number)
     good = CompressedImage(format="jpeg", data=jpeg)
     good.header.stamp.sec = 2 * 10**9
