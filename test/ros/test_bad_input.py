@@ -185,3 +185,11 @@ def test_images_without_a_stamp(node):
     stored = node.call(InspectMap, "inspect_map", keyframe_id=answers[0].keyframe_id).keyframe
     assert before <= stored.stamp.sec * 10**9 + stored.stamp.nanosec <= time.time_ns()
     assert node.logged("have no stamp") == 1
+
+
+def test_nearly_black_images_of_16_bits_are_said_once(node):
+    before = node.logged("nearly black")
+    for _ in range(3):
+        dark = raw(encoding="mono16", step=8, data=bytes((200, 3) * 16))
+        assert node.camera.send(stamped(dark, node)).keyframe_id > 0
+    assert node.logged("nearly black") == before + 1

@@ -383,3 +383,25 @@ def test_planar_pose():
     pose = planar_pose(1, 2, math.pi / 2)
     assert pose.position_m == (1, 2, 0.0) and pose.frame_id == "odom" and pose.is_valid()
     np.testing.assert_allclose(pose.orientation, (0, 0, math.sqrt(0.5), math.sqrt(0.5)))
+
+
+def test_depth_in_a_bag_is_left_out_and_dark_images_are_said_once(tmp_path, storage, caplog):
+    deep = np.full((6, 8), 900, np.uint16)
+    kinds = {"/depth": "16UC1; png compressed ", "/dark": "mono16; png compressed "}
+    bag = record(
+        tmp_path / "bag",
+        {
+            topic: (
+                COMPRESSED,
+                [(i * S, compressed(i * S, kind=kind, picture=deep)) for i in (1, 2)],
+            )
+            for topic, kind in kinds.items()
+        },
+        storage,
+    )
+    depth = BagFrames(bag, "/depth")
+    assert list(depth) == [] and len(depth.skipped) == 2
+    assert all("depth or raw" in reason for reason in depth.skipped)
+    assert len(list(BagFrames(bag, "/dark"))) == 2
+    said = [r.getMessage() for r in caplog.records if "nearly black" in r.getMessage()]
+    assert len(said) == 1 and "topic /dark" in said[0]

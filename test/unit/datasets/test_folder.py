@@ -123,3 +123,14 @@ def test_bad_folders(tmp_path):
     (tmp_path / "notes.txt").write_text("text")
     refused(image_paths, tmp_path, "holds no images")
     refused(image_paths, tmp_path / "notes.txt", "is a file, not a folder", "give the folder")
+
+
+def test_nearly_black_images_of_16_bits_are_said_once_for_each_folder(tmp_path, caplog):
+    for folder in ("left", "right"):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            depth = np.full((6, 8), 900 + i, np.uint16)
+            cv2.imwrite(str(tmp_path / folder / f"{i}.png"), depth)
+        assert len(list(FolderFrames(tmp_path / folder))) == 3
+    said = [r.getMessage() for r in caplog.records if "nearly black" in r.getMessage()]
+    assert [m.split(":")[0] for m in said] == [str(tmp_path / f) for f in ("left", "right")]
