@@ -96,10 +96,11 @@ class Parameters:
         return sentences
 
     def _declare(self, setting: Setting) -> None:
+        final = _descriptor(setting)
+        descriptor = _descriptor(setting)
+        descriptor.read_only = False  # a list is set once more below
         try:
-            given = self._node.declare_parameter(
-                setting.name, setting.default, _descriptor(setting)
-            ).value
+            given = self._node.declare_parameter(setting.name, setting.default, descriptor).value
         except ParameterException as e:
             raise ConfigError(f"parameter {setting.name}: {e}") from None
         if isinstance(setting.default, list):
@@ -112,6 +113,8 @@ class Parameters:
             problem = problem_with(setting, given)
         if problem:
             raise ConfigError(f"parameter {problem}")
+        if final.read_only:
+            self._node.set_descriptor(setting.name, final)
 
     def _values(self) -> dict[str, Any]:
         return {

@@ -29,6 +29,8 @@ def overridable(topic: str) -> Iterator[QoSOverridingOptions]:
         reason = str(e).split(", at ")[0].split("\n")[0]  # without where in C it was found
         if isinstance(e, TypeError):  # a number that does not fit
             reason = "a value is out of range"
+        elif reason.startswith("Failed to create"):
+            reason += "; check them, as a depth must not be negative"
         elif not any(sign in reason for sign in _SIGNS):
             raise
         raise ConfigError(f"qos_overrides of {topic}: {reason}") from None

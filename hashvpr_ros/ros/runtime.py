@@ -426,9 +426,11 @@ class Runtime:
         A worker that does not end is left alone: the map is saved without it, and the engine is
         closed when it ends.
         """
-        soon = self._soon.is_set()
-        ended = self.worker.stop(_END_SOON_S if soon else _END_S)
-        if ended:
+        wait_s = _END_S
+        if self._soon.is_set():
+            # One that still opens engine and map has nothing to be waited for.
+            wait_s = 0.0 if self._recognizer is None else _END_SOON_S
+        if self.worker.stop(wait_s) or self._map is None:
             problem = self._close_map()
         else:
             # It may hold the map's lock, too.
@@ -438,7 +440,7 @@ class Runtime:
                 target=lambda: problems.append(self._close_map()), name="vpr_save", daemon=True
             )
             saving.start()
-            saving.join(_END_SOON_S if soon else _END_S)
+            saving.join(wait_s)
             problem = problems[-1]
         self._recognizer = None
         _return_memory()

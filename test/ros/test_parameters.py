@@ -55,7 +55,7 @@ def test_all_are_declared_with_their_default_description_and_range(node):
             assert [(r.from_value, r.to_value) for r in ranges] == [(setting.low, setting.high)]
         else:
             assert ranges == []
-        if setting.name not in ("engine.threads", "map.path", *(
+        if setting.name not in ("engine.threads", "map.path", "map.allowed_dirs", *(
             name.replace("__", ".") for name in (
                 *EVERYTHING, "matching__exclude_recent_s", "publish__diagnostics_period_s"
             )

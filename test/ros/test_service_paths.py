@@ -21,6 +21,7 @@ def node(start_module, folder):
     """An active node with one keyframe, and with the default folders."""
     # [""] is how an empty list can be given on a command line.
     node = start_module(map__path=str(folder / "own.vprmap"), map__allowed_dirs=[""])
+    assert list(node.get("map.allowed_dirs")) == []
     Camera(node.activate()).connect().show(1, 1.0)
     return node
 
