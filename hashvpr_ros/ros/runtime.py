@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 # rest of the period: so nothing waits longer than the period.
 _COMMIT_SHARE = 0.8
 _KEPT = (
-    "what is not written yet is kept in memory, and save_map on another disk takes it along, from "
-    "where load_map goes on"
+    "what is not written yet is kept in memory, and save_map on another disk (in a folder of "
+    "map.allowed_dirs) takes it along, from where load_map goes on"
 )
 _CLOSED = "the node was cleaned up meanwhile"
 # The longest waits: for an answer of the worker, which may be at an image; for another service

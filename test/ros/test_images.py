@@ -239,15 +239,19 @@ def test_qos_overrides_change_the_subscription(start, client):
     assert Camera(node, "strict").connect().show(1, 1.0).camera == "strict"
 
 
-def test_a_qos_override_that_is_none_is_refused_in_one_sentence(start):
+@pytest.mark.parametrize(
+    ("policy", "value"), [("reliability", "very"), ("depth", -5), ("depth", "many")]
+)
+def test_a_qos_override_that_is_none_is_refused_in_one_sentence(start, policy, value):
     namespace = new_namespace()
-    name = f"qos_overrides.{namespace}/image.subscription.reliability"
-    node = start(namespace, **{name: "very"})
+    name = f"qos_overrides.{namespace}/image.subscription.{policy}"
+    node = start(namespace, **{name: value})
     assert node.change("configure")
     assert not node.change("activate")
     assert node.state() == "inactive"
     errors = [line for line in node.text().splitlines() if "ERROR" in line]
-    assert len(errors) == 1 and "qos_overrides" in errors[0] and "very" in errors[0]
+    assert len(errors) == 1 and "qos_overrides" in errors[0]
+    assert policy in errors[0] and "Traceback" not in node.text()
 
 
 @pytest.mark.parametrize(
