@@ -89,6 +89,12 @@ def test_a_relation_that_is_not_known_is_nan(message):
             assert math.isnan(part.relative_heading) and math.isnan(part.position_stddev_m)
 
 
+def test_a_closure_has_the_stamp_by_which_verdicts_find_it():
+    """Where the image has none, it is the time of arrival, which only the decision knows."""
+    closure = messages(POSE)[2]
+    assert closure.header.stamp.sec == 0 and closure.query_stamp.sec == 2
+
+
 def test_the_definitions_say_so():
     for path in [*(ROOT / "msg").glob("*.msg"), *(ROOT / "srv").glob("*.srv")]:
         for line in path.read_text().splitlines():

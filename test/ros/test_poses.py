@@ -73,7 +73,11 @@ def robot(start_module):
 
 
 def test_no_odometry_at_all(robot, diagnostics):
-    assert not robot.keyframe(1.0).has_pose
+    none_asked_for = robot.node.call(InspectMap, "inspect_map").keyframe
+    for keyframe in (robot.keyframe(1.0), none_asked_for):
+        assert not keyframe.has_pose
+        assert math.isnan(keyframe.pose.pose.position.x)
+        assert math.isnan(keyframe.pose.pose.orientation.w)
     said = diagnostics(robot.node, lambda d: d["camera image"]["processed"] != "0", "it counts")
     assert said["camera image"]["without_pose"] == "1"
     assert said["node"]["level"] == 0
