@@ -59,8 +59,8 @@ salvage_option = click.option(
 
 def tell_left_out(path: Path, left_out: Sequence[str]) -> None:
     """Say what of a damaged map is not used."""
-    for line in left_out:
-        click.echo(f"{path}: damaged; left out: {line}", err=True)
+    if left_out:
+        click.echo(f"{path}: damaged; left out: {'; '.join(left_out)}", err=True)
 
 
 allow_partial_option = click.option(
