@@ -83,18 +83,16 @@ class Services:
         )
         group = ReentrantCallbackGroup()
         for kind, name, answer, places in (
-            (SaveMap, "save_map", self._save, lambda r: copy if r.path else short),
-            (LoadMap, "load_map", self._load, lambda _: copy),
-            (ClearMap, "clear_map", self._clear, lambda _: short),
-            (InspectMap, "inspect_map", self._inspect, lambda r: verify if r.verify else short),
-            (SetMode, "set_mode", self._set_mode, lambda _: short),
-            (Recognize, "recognize", self._recognize, lambda _: recognize),
-            (UpdatePoses, "update_poses", self._update_poses, lambda _: copy),
+            (SaveMap, "~/save_map", self._save, lambda r: copy if r.path else short),
+            (LoadMap, "~/load_map", self._load, lambda _: copy),
+            (ClearMap, "~/clear_map", self._clear, lambda _: short),
+            (InspectMap, "~/inspect_map", self._inspect, lambda r: verify if r.verify else short),
+            (SetMode, "~/set_mode", self._set_mode, lambda _: short),
+            (Recognize, "~/recognize", self._recognize, lambda _: recognize),
+            (UpdatePoses, "~/update_poses", self._update_poses, lambda _: copy),
         ):
             callback = self._answering(name, answer, places, _fallback(kind))
-            node.create_service(
-                kind, f"~/{name}", callback, qos_profile=_QOS, callback_group=group
-            )
+            node.create_service(kind, name, callback, qos_profile=_QOS, callback_group=group)
 
     def _answering(
         self,
