@@ -94,17 +94,18 @@ def test_a_lifecycle_manager_forms_a_bond_and_sees_its_end(start):
     node = start()
     assert node.change("configure")
     topic = f"{node.namespace}/bond"
-    for _ in range(2):
+    says = "a lifecycle manager watches this node"
+    for time in (1, 2):
         bond = bondpy.Bond(node.client.node, topic, "vpr_node")
         bond.heartbeat_timeout = 4.0
         bond.heartbeat_period = 0.1
         bond.start()
         assert node.change("activate")
         assert bond.wait_until_formed(Duration(seconds=4.0))  # Nav2's bond_timeout
+        wait_until(lambda n=time: node.logged(says) == n, "it says so")
         assert node.change("deactivate")
         assert bond.wait_until_broken(Duration(seconds=2.0))  # told, not missed
         end(node.client, bond)
-    wait_until(lambda: node.logged("a lifecycle manager watches this node") == 2, "it says so")
     assert node.logged("is gone") == 0
 
 

@@ -12,8 +12,8 @@ POLICY = ROOT / "config" / "sros2_policy.xml"
 KINDS = ("publish", "subscribe", "reply", "request")
 # What a node has only with tf2_ros, with bondpy, or with other parameters.
 ELSEWHERE = {
-    "subscribe": {"/tf", "/tf_static", "/bond", "{ns}/image"},
-    "publish": {"/bond"},
+    "subscribe": {"/tf", "/tf_static", "{ns}/bond", "{ns}/image"},
+    "publish": {"{ns}/bond"},
     "reply": {"~/get_type_description"},  # not in Humble
 }
 
