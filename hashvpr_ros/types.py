@@ -87,6 +87,8 @@ class Descriptor:
 
     code: NDArray[np.uint8]  # [64], 512 bits, most significant bit first (numpy.packbits order)
     feature: NDArray[np.float32]  # [D], L2-normalised
+    # [rows, columns, V], L2-normalised, times 256; None: the model has none
+    local: NDArray[np.int8] | None = None
 
 
 @dataclass(frozen=True)

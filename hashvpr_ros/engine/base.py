@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.errors import EngineError, reason_of
-from hashvpr_ros.types import CODE_BYTES
+from hashvpr_ros.types import CODE_BYTES, Descriptor
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class EngineInfo:
     # Logistic curve P(match is right) = 1 / (1 + exp(-(slope * x + intercept))) over the
     # distinctness x (matching.distinct), fitted when the model was made; None: the file has none.
     probability_curve: tuple[float, float] | None = None
+    # Rows, columns and values of local descriptors; None: the model gives none.
+    local_shape: tuple[int, int, int] | None = None
 
 
 class DescriptorEngine(Protocol):
@@ -50,6 +52,13 @@ class DescriptorEngine(Protocol):
 
         Raises:
             EngineError: wrong shape or dtype, or the runtime failed.
+        """
+        ...
+
+    def descriptors(self, images: NDArray[np.uint8]) -> list[Descriptor]:
+        """Describe a batch with local descriptors, where `info` says that there are any.
+
+        Args, Raises: as `describe`.
         """
         ...
 
@@ -81,21 +90,29 @@ def check_images(images: object, info: EngineInfo, source: object) -> NDArray[np
     return array
 
 
-def check_answer(
-    codes: object, features: object, rows: int, info: EngineInfo, source: object
-) -> None:
+def outputs_of(info: EngineInfo) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Name, shape of one image's, and type of what a model gives."""
+    outputs: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        "codes": ((CODE_BYTES,), np.uint8),
+        "features": ((info.feature_dim,), np.float32),
+    }
+    if info.local_shape is not None:
+        outputs["locals"] = info.local_shape, np.float32
+    return outputs
+
+
+def check_answer(answer: Sequence[object], rows: int, info: EngineInfo, source: object) -> None:
     """Refuse what a model has no right to answer: it is used without another look.
 
     Args:
+        answer: in the order of `outputs_of`.
         rows: how many images were asked for.
 
     Raises:
-        EngineError: codes or features of another shape or type, or a feature is NaN or infinite.
+        EngineError: an output of another shape or type, or a number is NaN or infinite.
     """
-    for name, array, dtype, shape in (
-        ("codes", codes, np.uint8, (rows, CODE_BYTES)),
-        ("features", features, np.float32, (rows, info.feature_dim)),
-    ):
+    for (name, (one, dtype)), array in zip(outputs_of(info).items(), answer, strict=True):
+        shape = (rows, *one)
         if not isinstance(array, np.ndarray) or (array.dtype, array.shape) != (dtype, shape):
             got = type(array).__name__
             if isinstance(array, np.ndarray):
@@ -104,8 +121,21 @@ def check_answer(
                 f"{source}: the model gave {name} {got}, not {np.dtype(dtype)} {list(shape)}; "
                 "export it again"
             )
-    if not np.isfinite(features).all():  # type: ignore[call-overload]
-        raise EngineError(f"{source}: the model gave NaN or infinity; export it again")
+        if dtype is np.float32 and not np.isfinite(array).all():
+            raise EngineError(f"{source}: the model gave NaN or infinity; export it again")
+
+
+# Of local descriptors in int8: elements seldom exceed a half.
+_LOCAL_SCALE = 256.0
+
+
+def as_descriptors(answer: Sequence[NDArray[Any]]) -> list[Descriptor]:
+    """One descriptor for each image of a checked answer; local ones become int8."""
+    codes, features, *rest = answer
+    if not rest:
+        return [Descriptor(c, f) for c, f in zip(codes, features, strict=True)]
+    stored = np.clip(np.rint(rest[0] * _LOCAL_SCALE), -127, 127).astype(np.int8)
+    return [Descriptor(*each) for each in zip(codes, features, stored, strict=True)]
 
 
 @contextmanager

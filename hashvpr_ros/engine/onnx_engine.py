@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.engine.base import (
     EngineInfo,
+    as_descriptors,
     check_answer,
     check_images,
     closed,
+    outputs_of,
     runtime_errors,
 )
 from hashvpr_ros.engine.onnx_file import OnnxFile, read_onnx
 from hashvpr_ros.errors import EngineError, reason_of
-from hashvpr_ros.types import CODE_BYTES
+from hashvpr_ros.types import CODE_BYTES, Descriptor
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ PREFERRED_PROVIDERS = ("CUDAExecutionProvider", _CPU)
 # Most time to load a file and, again, for the first image. Other providers may build for minutes.
 _MOST_S = 120.0
 _MOST_SIDE, _MOST_DIM, _MOST_BATCH = 4096, 65536, 1024  # pixels, elements, images
-_Answer = tuple[NDArray[np.uint8], NDArray[np.float32]]
+_Answer = list[NDArray[Any]]  # in the order of `outputs_of`
 _T = TypeVar("_T")
 
 
@@ -59,6 +61,7 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session, problem = _open_session(file, options, chosen)
         self.info, self._batch = _read_info(session, file)
+        self._outputs = list(outputs_of(self.info))
         self._session = session
         self._bounded = set(session.get_providers()) <= set(PREFERRED_PROVIDERS)
         self._has_answered = False
@@ -84,6 +87,14 @@ class OnnxEngine:
 
     def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """See `DescriptorEngine.describe`."""
+        codes, features, *_ = self._answer(images)
+        return codes, features
+
+    def descriptors(self, images: NDArray[np.uint8]) -> list[Descriptor]:
+        """See `DescriptorEngine.descriptors`."""
+        return as_descriptors(self._answer(images))
+
+    def _answer(self, images: NDArray[np.uint8]) -> _Answer:
         if self._session is None:
             raise closed(self.path)
         images = np.ascontiguousarray(check_images(images, self.info, self.path))
@@ -92,9 +103,9 @@ class OnnxEngine:
             "the runtime failed",
             "export the model again, or choose another of engine.providers",
         ):
-            codes, features = self._run(images)
-        check_answer(codes, features, len(images), self.info, self.path)
-        return codes, features
+            answer = self._run(images)
+        check_answer(answer, len(images), self.info, self.path)
+        return answer
 
     def _run(self, images: NDArray[np.uint8]) -> _Answer:
         if self._batch in (0, len(images)):
@@ -105,15 +116,12 @@ class OnnxEngine:
             self._run_batch(padded[start : start + self._batch])
             for start in range(0, len(padded), self._batch)
         ]
-        codes, features = (
-            np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True)
-        )
-        return codes, features
+        return [np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True)]
 
     def _run_batch(self, images: NDArray[np.uint8]) -> _Answer:
         session = self._session
         assert session is not None
-        names, given = ("codes", "features"), {"images": images}
+        names, given = self._outputs, {"images": images}
         if self._has_answered or not self._bounded:
             answer: _Answer = session.run(names, given)
             return answer
@@ -281,6 +289,20 @@ def _checked_info(session: onnxruntime.InferenceSession, file: OnnxFile) -> tupl
             f"'features' is {feature.type} {_short(feature.shape)}, not float32 [N, D] with D of "
             f"at most {_MOST_DIM}"
         )
+    local_shape = None
+    if (local := outputs.get("locals")) is not None:
+        sizes = local.shape[1:]
+        if (
+            local.type != "tensor(float)"
+            or len(sizes) != 3
+            or not all(isinstance(v, int) and v > 0 for v in sizes)
+            or np.prod(sizes) > _MOST_DIM
+        ):
+            raise refuse(
+                f"'locals' is {local.type} {_short(local.shape)}, not float32 [N, rows, columns, "
+                f"V] with at most {_MOST_DIM} numbers an image"
+            )
+        local_shape = sizes[0], sizes[1], sizes[2]
     info = EngineInfo(
         name=meta.get("hashvpr.name") or path.stem,
         fingerprint=file.fingerprint,
@@ -291,6 +313,7 @@ def _checked_info(session: onnxruntime.InferenceSession, file: OnnxFile) -> tupl
         license=meta.get("hashvpr.license", ""),
         version=meta.get("hashvpr.version", ""),
         probability_curve=_read_curve(meta.get("hashvpr.probability_curve", ""), path),
+        local_shape=local_shape,
     )
     return info, batch
 
@@ -324,10 +347,10 @@ def raw_onnx_run(engine: OnnxEngine) -> Callable[[NDArray[np.uint8]], None]:
     Returns:
         a function that runs a batch, uint8 [N, H, W, 3], and drops the answer.
     """
-    session = engine._session
+    session, names = engine._session, engine._outputs
     assert session is not None
 
     def run(images: NDArray[np.uint8]) -> None:
-        session.run(("codes", "features"), {"images": images})
+        session.run(names, {"images": images})
 
     return run

@@ -51,5 +51,19 @@ def describe_image(engine: DescriptorEngine, image: NDArray[np.uint8]) -> Descri
         ImageError: not such an image. EngineError: the engine failed.
     """
     batch = resize(image, engine.info.height, engine.info.width)[np.newaxis]
-    codes, features = engine.describe(batch)
-    return Descriptor(codes[0], features[0])
+    return describe_batch(engine, batch)[0]
+
+
+def describe_batch(engine: DescriptorEngine, images: NDArray[np.uint8]) -> list[Descriptor]:
+    """The descriptors of images of the engine's size, with local ones where it gives them.
+
+    Args:
+        images: uint8 [N, H, W, 3], RGB.
+
+    Raises:
+        EngineError: another shape or dtype, or the engine failed.
+    """
+    if engine.info.local_shape is not None:
+        return engine.descriptors(images)
+    codes, features = engine.describe(images)
+    return [Descriptor(c, f) for c, f in zip(codes, features, strict=True)]

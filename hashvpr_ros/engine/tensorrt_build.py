@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp16", "fp32")
-_OUTPUTS = ("codes", "features")
+_OUTPUTS = ("codes", "features", "locals")
 _ELSEWHERE = "or run it by ONNX Runtime (engine.tensorrt off)"
 _MOST_TIMING_BYTES = 256 * MB
 _VERSION = 2  # of this file: one more with each change that makes another plan of the same graph
@@ -120,6 +120,7 @@ def build(
         height=info.height,
         width=info.width,
         feature_dim=info.feature_dim,
+        local_shape=info.local_shape,
         probability_curve=info.probability_curve,
         license=info.license,
         model_version=info.version,

@@ -11,11 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.engine import tensorrt_gpu
-from hashvpr_ros.engine.base import EngineInfo, check_answer, check_images, closed
+from hashvpr_ros.engine.base import (
+    EngineInfo,
+    as_descriptors,
+    check_answer,
+    check_images,
+    closed,
+    outputs_of,
+)
 from hashvpr_ros.engine.tensorrt_file import EngineHeader, read_engine
 from hashvpr_ros.engine.tensorrt_gpu import Gpu, GpuContext
 from hashvpr_ros.errors import EngineError, reason_of
-from hashvpr_ros.types import CODE_BYTES
+from hashvpr_ros.types import Descriptor
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -36,6 +43,7 @@ def info_of(header: EngineHeader) -> EngineInfo:
         license=header.license,
         version=header.model_version,
         probability_curve=header.probability_curve,
+        local_shape=header.local_shape,
     )
 
 
@@ -119,12 +127,13 @@ class TensorRtEngine:
 
         info, n = self.info, self._max_batch
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        uint8, float32 = trt.DataType.UINT8, trt.DataType.FLOAT
-        want = {
-            "images": (trt.TensorIOMode.INPUT, uint8, (n, info.height, info.width, 3)),
-            "codes": (trt.TensorIOMode.OUTPUT, uint8, (n, CODE_BYTES)),
-            "features": (trt.TensorIOMode.OUTPUT, float32, (n, info.feature_dim)),
+        types = {np.uint8: trt.DataType.UINT8, np.float32: trt.DataType.FLOAT}
+        image = (n, info.height, info.width, 3)
+        want: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
+            "images": (trt.TensorIOMode.INPUT, trt.DataType.UINT8, image)
         }
+        for name, (shape, dtype) in outputs_of(info).items():
+            want[name] = (trt.TensorIOMode.OUTPUT, types[dtype], (n, *shape))
         fits = set(names) == set(want)
         # Before the outputs' shapes are asked for: with the batch, all of them are known.
         fits = fits and execution.set_input_shape("images", want["images"][2])
@@ -145,13 +154,12 @@ class TensorRtEngine:
     def _allocate(self, cuda: Any) -> None:
         n, info = self._max_batch, self.info
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
-            "images": ((n, info.height, info.width, 3), np.uint8),
-            "codes": ((n, CODE_BYTES), np.uint8),
-            "features": ((n, info.feature_dim), np.float32),
+            "images": ((info.height, info.width, 3), np.uint8),
+            **outputs_of(info),
         }
         self._stream = cuda.Stream()
         for name, (shape, dtype) in shapes.items():
-            self._host[name] = cuda.pagelocked_empty(shape, dtype)
+            self._host[name] = cuda.pagelocked_empty((n, *shape), dtype)
             self._device[name] = cuda.mem_alloc(self._host[name].nbytes)
             assert self._execution is not None
             if not self._execution.set_tensor_address(name, int(self._device[name])):
@@ -162,9 +170,19 @@ class TensorRtEngine:
 
         Of a plan that takes no fewer, the last image is repeated.
         """
+        codes, features, *_ = self._answer(images)
+        return codes, features
+
+    def descriptors(self, images: NDArray[np.uint8]) -> list[Descriptor]:
+        """See `DescriptorEngine.descriptors`."""
+        return as_descriptors(self._answer(images))
+
+    def _answer(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         images = check_images(images, self.info, self.path)
-        codes = np.empty((len(images), CODE_BYTES), np.uint8)
-        features = np.empty((len(images), self.info.feature_dim), np.float32)
+        answer: dict[str, NDArray[Any]] = {
+            name: np.empty((len(images), *shape), dtype)
+            for name, (shape, dtype) in outputs_of(self.info).items()
+        }
         with self._lock:
             if self._context is None:
                 raise closed(self.path)
@@ -172,22 +190,17 @@ class TensorRtEngine:
                 with self._context.current() as cuda, tensorrt_gpu.freeing():
                     for start in range(0, len(images), self._max_batch):
                         part = slice(start, start + self._max_batch)
-                        self._run(cuda, images[part], codes[part], features[part])
+                        self._run(cuda, images[part], {k: v[part] for k, v in answer.items()})
             except EngineError:
                 raise
             except Exception as e:  # PyCUDA's errors share no base with anything
                 raise self._failed("the GPU failed", e) from e
-        check_answer(codes, features, len(images), self.info, self.path)
-        return codes, features
+        result = list(answer.values())
+        check_answer(result, len(images), self.info, self.path)
+        return result
 
-    def _run(
-        self,
-        cuda: Any,
-        images: NDArray[np.uint8],
-        codes: NDArray[np.uint8],
-        features: NDArray[np.float32],
-    ) -> None:
-        """Run images, at most `max_batch`, into two arrays."""
+    def _run(self, cuda: Any, images: NDArray[np.uint8], answer: dict[str, NDArray[Any]]) -> None:
+        """Run images, at most `max_batch`, into arrays by the outputs' names."""
         given, n = len(images), self._max_batch if self._fixed else len(images)
         host, device, stream, execution = self._host, self._device, self._stream, self._execution
         assert execution is not None
@@ -202,14 +215,14 @@ class TensorRtEngine:
         tensorrt_gpu.recent_errors.clear()
         started = execution.execute_async_v3(stream.handle)
         if started:
-            for name in ("codes", "features"):
+            for name in answer:
                 cuda.memcpy_dtoh_async(host[name][:n], device[name], stream)
         # Also after a failure: the next image's must not meet a copy that is still under way.
         stream.synchronize()
         if not started:
             raise self._failed("TensorRT failed")
-        np.copyto(codes, host["codes"][:given])
-        np.copyto(features, host["features"][:given])
+        for name, values in answer.items():
+            np.copyto(values, host[name][:given])
 
     def _failed(self, what: str, error: Exception | None = None) -> EngineError:
         reason = tensorrt_gpu.last_error("no reason is given")

@@ -43,6 +43,7 @@ class EngineHeader:
     height: int  # pixels
     width: int
     feature_dim: int  # D
+    local_shape: tuple[int, int, int] | None  # of local descriptors; None: it gives none
     probability_curve: tuple[float, float] | None
     license: str
     model_version: str
@@ -184,10 +185,18 @@ def _parse(path: Path, text: bytes) -> EngineHeader:
             if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
                 raise ValueError("its probability curve is none")
             curve = (slope, intercept)
-        header = EngineHeader(probability_curve=curve, **values)
+        local = values.pop("local_shape")
+        if local is not None:
+            rows, columns, width = local
+            if not all(type(v) is int and 1 <= v <= _MOST["feature_dim"] for v in local) or (
+                rows * columns * width > _MOST["feature_dim"]
+            ):
+                raise ValueError("its shape of local descriptors is none")
+            local = rows, columns, width
+        header = EngineHeader(probability_curve=curve, local_shape=local, **values)
         for f in dataclasses.fields(EngineHeader):
             value = getattr(header, f.name)
-            if f.name == "probability_curve":
+            if f.name in ("probability_curve", "local_shape"):
                 continue
             fits = type(value) is str and len(value) <= 1000 and value.isprintable()
             if f.type == "int":

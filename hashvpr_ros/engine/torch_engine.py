@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.engine.base import (
     EngineInfo,
+    as_descriptors,
     check_answer,
     check_images,
     closed,
@@ -19,6 +21,7 @@ from hashvpr_ros.engine.base import (
 from hashvpr_ros.errors import CheckpointError, ConfigError, EngineError
 from hashvpr_ros.model.checkpoints import open_checkpoint
 from hashvpr_ros.model.graph import EngineGraph, fingerprint
+from hashvpr_ros.types import Descriptor
 
 
 class TorchEngine:
@@ -60,19 +63,28 @@ class TorchEngine:
             license=checkpoint.info.license,
             version=checkpoint.info.version,
             probability_curve=checkpoint.info.probability_curve,
+            local_shape=graph.local_shape(height, width),
         )
 
     def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """See `DescriptorEngine.describe`."""
+        codes, features, *_ = self._answer(images)
+        return codes, features
+
+    def descriptors(self, images: NDArray[np.uint8]) -> list[Descriptor]:
+        """See `DescriptorEngine.descriptors`."""
+        return as_descriptors(self._answer(images))
+
+    def _answer(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         if self._graph is None:
             raise closed(self.path)
         images = check_images(images, self.info, self.path)
         remedy = "close what fills the memory, or export it and give the .onnx"
         with runtime_errors(self.path, "PyTorch failed", remedy), torch.inference_mode():
             batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
-            codes, features = (t.cpu().numpy() for t in self._graph(batch))
-        check_answer(codes, features, len(images), self.info, self.path)
-        return codes, features
+            answer = [t.cpu().numpy() for t in self._graph(batch)]
+        check_answer(answer, len(images), self.info, self.path)
+        return answer
 
     def warm_up(self) -> None:
         """See `DescriptorEngine.warm_up`."""

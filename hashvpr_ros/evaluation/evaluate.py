@@ -19,15 +19,16 @@ from hashvpr_ros.datasets.base import Traverses
 from hashvpr_ros.datasets.drive import DriveFolder
 from hashvpr_ros.datasets.folder import read_image
 from hashvpr_ros.engine.base import DescriptorEngine
-from hashvpr_ros.engine.preprocess import describe_image, resize
+from hashvpr_ros.engine.preprocess import describe_batch, describe_image, resize
 from hashvpr_ros.errors import ConfigError, DatasetError
 from hashvpr_ros.evaluation import closures
 from hashvpr_ros.evaluation.metrics import median_p95, recall_at
 from hashvpr_ros.evaluation.recorded import RecordedEngine
 from hashvpr_ros.evaluation.run_result import Answer
 from hashvpr_ros.map.place_map import NewPlace, PlaceMap
+from hashvpr_ros.matching.local import KeyframeLocals
 from hashvpr_ros.matching.recognizer import thumbnail_jpeg
-from hashvpr_ros.matching.rerank import rerank
+from hashvpr_ros.matching.rerank import rerank, rerank_locally
 from hashvpr_ros.types import Descriptor
 
 # Re-ranking 100 of 111 references would be float search under another name.
@@ -264,9 +265,13 @@ def evaluate(
                         described.describe(query, query=True)
                 task = task.without(skipped.indices, references)
             top_k = candidates_to_rerank(task.references, top_k)
-            codes, features = np.array(described.codes), np.array(described.features)
-            ranked = _search(task, place_map, codes, features, top_k)
-            recorded = RecordedEngine(info, codes, features)
+            local = KeyframeLocals(engine, place_map)
+            ranked = _search(task, place_map, local, described.queries, top_k)
+            recorded = RecordedEngine(
+                info,
+                np.array([q.code for q in described.queries]),
+                np.array([q.feature for q in described.queries]),
+            )
             if task.is_drive:
                 answers = closures.drive(recorded, task.correct, task.revisits)
             else:
@@ -339,8 +344,7 @@ class _Described:
 
     def __init__(self, engine: DescriptorEngine, progress: Callable[[], None]) -> None:
         self._engine, self._progress = engine, progress
-        self.codes: list[NDArray[np.uint8]] = []
-        self.features: list[NDArray[np.float32]] = []
+        self.queries: list[Descriptor] = []
         self.times_ms: dict[str, list[float]] = {"preprocess": [], "engine": []}
 
     def describe(self, path: Path, *, query: bool) -> tuple[NDArray[np.uint8], Descriptor]:
@@ -350,22 +354,21 @@ class _Described:
         started = time.perf_counter()
         batch = resize(image, info.height, info.width)[np.newaxis]
         resized = time.perf_counter()
-        codes, features = self._engine.describe(batch)
+        descriptor = describe_batch(self._engine, batch)[0]
         finished = time.perf_counter()
         if query:
-            self.codes.append(codes[0])
-            self.features.append(features[0])
+            self.queries.append(descriptor)
             self.times_ms["preprocess"].append(1e3 * (resized - started))
             self.times_ms["engine"].append(1e3 * (finished - resized))
         self._progress()
-        return image, Descriptor(codes[0], features[0])
+        return image, descriptor
 
 
 def _search(
     task: Task,
     place_map: PlaceMap,
-    codes: NDArray[np.uint8],
-    features: NDArray[np.float32],
+    local: KeyframeLocals,
+    queries: Sequence[Descriptor],
     top_k: int,
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]], list[float], dict[str, list[float]]]:
     """Rankings by hash, by float and re-ranked, best similarities, and times, of the queries."""
@@ -374,18 +377,20 @@ def _search(
     best: list[float] = []
     times: dict[str, list[float]] = {"search": [], "rerank": []}
     # The first queries run twice: the time that they take before anything is warm is not counted.
-    for counted, i in _with_warm_up(len(codes)):
+    for counted, i in _with_warm_up(len(queries)):
+        query = queries[i]
         allowed = len(held) if task.allowed is None else task.allowed[i]
         started = time.perf_counter()
         ids, distances = place_map.search(
-            codes[i],
+            query.code,
             max(top_k, _DEPTH),
             exclude_session=place_map.session,
             exclude_after_ns=None if task.allowed is None else closures.stamp_of(allowed - 1),
         )
         ids, distances, rest = ids[:top_k], distances[:top_k], ids[top_k:]
         searched = time.perf_counter()
-        order, similarities = rerank(place_map, ids, distances, features[i])
+        order, similarities = rerank(place_map, ids, distances, query.feature)
+        order = order[rerank_locally(local, ids[order], similarities[order], query)]
         reranked = time.perf_counter()
         if not counted:
             continue
@@ -394,7 +399,7 @@ def _search(
         # Ids count from 1 in the order of the references.
         hash_ranked.append([int(v) - 1 for v in (*ids, *rest)][:_DEPTH])
         rerank_ranked.append([int(v) - 1 for v in (*ids[order], *rest)][:_DEPTH])
-        exhaustive = np.argsort(-(held[:allowed] @ features[i]), kind="stable")[:_DEPTH]
+        exhaustive = np.argsort(-(held[:allowed] @ query.feature), kind="stable")[:_DEPTH]
         float_ranked.append(exhaustive.tolist())
         best.append(float(similarities[order[0]]) if len(order) else float("nan"))
     return hash_ranked, float_ranked, rerank_ranked, best, times

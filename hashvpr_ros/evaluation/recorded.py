@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.engine.base import EngineInfo
+from hashvpr_ros.types import Descriptor
 
 _SIDE_PX = 8  # of the blank images that it takes
 
@@ -24,7 +25,7 @@ class RecordedEngine:
     def __init__(
         self, info: EngineInfo, codes: NDArray[np.uint8], features: NDArray[np.float32]
     ) -> None:
-        self.info = dataclasses.replace(info, height=_SIDE_PX, width=_SIDE_PX)
+        self.info = dataclasses.replace(info, height=_SIDE_PX, width=_SIDE_PX, local_shape=None)
         self._codes, self._features = codes, features
         self._next = 0
 
@@ -38,6 +39,10 @@ class RecordedEngine:
         rows = slice(self._next, self._next + len(images))
         self._next = rows.stop
         return self._codes[rows], self._features[rows]
+
+    def descriptors(self, images: NDArray[np.uint8]) -> list[Descriptor]:
+        """The same as `Descriptor`s, without local ones."""
+        return [Descriptor(c, f) for c, f in zip(*self.describe(images), strict=True)]
 
     def warm_up(self) -> None:
         """Nothing to warm."""

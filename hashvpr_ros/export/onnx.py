@@ -92,8 +92,10 @@ def export_onnx(
     height, width = size
     reference = EngineGraph(network.eval())
     with replacing(path, error=EngineError) as temporary:
-        _trace(EngineGraph(fold(network, height, width)), temporary, size, batch)
+        graph = EngineGraph(fold(network, height, width))
+        _trace(graph, temporary, size, batch, graph.outputs)
         model = onnx.load(str(temporary))
+        _say_shapes(model, graph, size)
         if precision == "fp32":
             conversion.shrink(model)
         elif precision == "fp16":
@@ -194,7 +196,7 @@ def _trace(
     path: Path,
     size: tuple[int, int],
     batch: int,
-    outputs: Sequence[str] = ("codes", "features"),
+    outputs: Sequence[str],
 ) -> None:
     example = torch.zeros(batch or 2, *size, 3, dtype=torch.uint8)
     axes = {} if batch else {name: {0: "N"} for name in ("images", *outputs)}
@@ -211,6 +213,17 @@ def _trace(
             dynamo=False,
             dynamic_axes=axes,
         )
+
+
+def _say_shapes(model: onnx.ModelProto, graph: EngineGraph, size: tuple[int, int]) -> None:
+    """Write the sizes of the outputs of one image, which tracing leaves open."""
+    with torch.no_grad():
+        answer = graph(torch.zeros(1, *size, 3, dtype=torch.uint8))
+    for output, value in zip(model.graph.output, answer, strict=True):
+        for dimension, length in zip(
+            output.type.tensor_type.shape.dim[1:], value.shape[1:], strict=True
+        ):
+            dimension.dim_value = length
 
 
 def _describe(model: onnx.ModelProto, metadata: Metadata, mark: str, precision: str) -> None:
@@ -260,15 +273,18 @@ def _probe(
 def _compare(
     reference: EngineGraph, path: Path, images: NDArray[np.uint8], precision: str
 ) -> tuple[float, float, float]:
-    """Least cosine, share of equal bits, and largest difference of features."""
+    """Least cosine of an image's float outputs, share of equal bits, and largest difference."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    codes, features = session.run(("codes", "features"), {"images": images})
+    codes, *floats = session.run(reference.outputs, {"images": images})
     with torch.no_grad():
-        logits, want = (t.numpy() for t in reference.logits_and_features(torch.from_numpy(images)))
-    cosine = (features * want).sum(1) / np.maximum(
-        np.linalg.norm(features, axis=1) * np.linalg.norm(want, axis=1), 1e-12
-    )
+        logits, *wanted = (t.numpy() for t in reference.unpacked(torch.from_numpy(images)))
+    cosine, error = np.ones(len(images)), 0.0
+    for given, want in zip(floats, wanted, strict=True):
+        a, b = given.reshape(len(images), -1), want.reshape(len(images), -1)
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosine = np.minimum(cosine, (a * b).sum(1) / np.maximum(norms, 1e-12))
+        error = max(error, float(np.abs(a - b).max()))
     equal = np.unpackbits(codes, axis=1).astype(bool) == (logits >= 0)
     if precision == "fp32":
         equal |= np.abs(logits) < _SURE
-    return float(cosine.min()), float(equal.mean()), float(np.abs(features - want).max())
+    return float(cosine.min()), float(equal.mean()), error

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.engine.base import DescriptorEngine
-from hashvpr_ros.engine.preprocess import resize
+from hashvpr_ros.engine.preprocess import describe_batch, resize
 from hashvpr_ros.errors import ImageError, MapError
 from hashvpr_ros.imaging import decode_compressed
 from hashvpr_ros.map.edit import MapReader, Progress, new_map, no_progress, write_rows
 from hashvpr_ros.map.rows import NewPlace, Row, make_row
-from hashvpr_ros.types import Descriptor
 
 _BATCH = 16  # images; more hardly speeds up any engine, and takes memory
 
@@ -82,9 +81,8 @@ def _described(source: MapReader, engine: DescriptorEngine, counts: Reembedded) 
     info = engine.info
     images = _images(source, counts, info.height, info.width)
     while batch := list(islice(images, _BATCH)):
-        codes, features = engine.describe(np.stack([image for _, image in batch]))
-        for (row, _), code, feature in zip(batch, codes, features, strict=True):
-            descriptor = Descriptor(code, feature)
+        descriptors = describe_batch(engine, np.stack([image for _, image in batch]))
+        for (row, _), descriptor in zip(batch, descriptors, strict=True):
             place = NewPlace(row.camera, row.stamp_ns, row.pose, descriptor, row.thumbnail)
             yield make_row(row.id, row.session, place, info.feature_dim)
 

@@ -32,7 +32,7 @@ def choose(
     same: SamePlaces,
     count: int,
 ) -> list[Choice]:
-    """The likeliest places, no two known to be one; the filter's first, then by similarity.
+    """The likeliest places, no two known to be one; the filter's first, then in `found.order`.
 
     Args:
         found: candidates, by the finder.
@@ -48,6 +48,7 @@ def choose(
     def is_new(keyframe: Keyframe) -> bool:
         return not any(show_one_place(keyframe, other.keyframe, same) for other in chosen)
 
+    found_sessions = sessions
     numbers, sessions = found.places[possible], sessions[possible]
     for place in places:
         near = (numbers >= place.first) & (numbers <= place.last) & (sessions == place.session)
@@ -61,9 +62,11 @@ def choose(
             choice = Choice(*finder.best_view(place.number, found.descriptor), place.mass)
         if is_new(choice.keyframe):
             chosen.append(choice)
-    for rank in possible:
+    for rank in found.order:
         if len(chosen) >= count:
             break
+        if found_sessions[rank] < 0:
+            continue
         keyframe = ranked.keyframe(rank)
         if is_new(keyframe):
             c = ranked.found[rank]

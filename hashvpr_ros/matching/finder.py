@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,9 @@ from hashvpr_ros.matching.distinct import (
     NEAR_M,
     RankedCandidates,
 )
+from hashvpr_ros.matching.local import KeyframeLocals
 from hashvpr_ros.matching.odometer import Odometer
-from hashvpr_ros.matching.rerank import candidates, rerank
+from hashvpr_ros.matching.rerank import candidates, rerank, rerank_locally
 from hashvpr_ros.types import Candidate, Descriptor, Keyframe
 
 # Of a hundred candidates so many are of other places than the one that was passed most often, else
@@ -43,6 +45,7 @@ class Found:
     ranked: RankedCandidates  # the same, with their keyframes
     places: NDArray[np.int64]  # `Keyframe.place` of each, [k]
     similarities: NDArray[np.float32]  # [k]
+    order: Sequence[int]  # of the candidates, best first by all that was compared
     search_ms: float
     rerank_ms: float
 
@@ -60,19 +63,34 @@ class Finder:
         self._odometer = odometer
         self._deep: set[str] = set()  # cameras whose last image had to look deeper
 
-    def find(self, descriptor: Descriptor, camera: str, top_k: int, recent: Recent) -> Found:
-        """The candidates of an image; there may be none."""
+    def find(
+        self,
+        descriptor: Descriptor,
+        camera: str,
+        top_k: int,
+        recent: Recent,
+        local: KeyframeLocals | None = None,
+    ) -> Found:
+        """The candidates of an image; there may be none.
+
+        Args:
+            local: to order the best of them by local descriptors; None: not to.
+        """
         started = time.perf_counter()
         ids, distances = self._search(descriptor, camera, top_k, recent)
         searched = time.perf_counter()
         order, similarities = rerank(self._map, ids, distances, descriptor.feature)
         found = candidates(ids, distances, order, similarities)
+        final: Sequence[int] = range(len(ids))
+        if local is not None:
+            final = rerank_locally(local, ids[order], similarities[order], descriptor).tolist()
         return Found(
             descriptor,
             found,
             RankedCandidates(self._map, found),
             self._map.places_of(ids[order]),
             similarities[order],
+            final,
             1e3 * (searched - started),
             1e3 * (time.perf_counter() - searched),
         )

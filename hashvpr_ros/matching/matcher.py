@@ -24,6 +24,7 @@ from hashvpr_ros.matching.distinct import (
 )
 from hashvpr_ros.matching.finder import Finder, Found, Recent
 from hashvpr_ros.matching.ledger import judge_candidates
+from hashvpr_ros.matching.local import KeyframeLocals
 from hashvpr_ros.matching.matched import Matched, vote
 from hashvpr_ros.matching.odometer import Odometer, spacing_of
 from hashvpr_ros.matching.probability import ProbabilityModel
@@ -205,14 +206,22 @@ class Matcher:
         places = self.map.places_of(np.array([keyframe.id, *(c.keyframe_id for c in found)]))
         return places[1:][self._finder.at_first(places)[1:]].tolist()
 
-    def match_alone(self, descriptor: Descriptor, camera: str, count: int) -> Matched:
+    def match_alone(
+        self,
+        descriptor: Descriptor,
+        camera: str,
+        count: int,
+        local: KeyframeLocals | None = None,
+    ) -> Matched:
         """Judge one image by itself against the whole map; nothing is remembered.
 
         Args:
             count: hypotheses at most.
+            local: to order the best candidates by local descriptors. Of a run of images its order
+                tells more, and costs nothing.
         """
         self._recent, self._now_ns = Recent(), None
-        return self._judge({camera: descriptor}, None, count)[camera]
+        return self._judge({camera: descriptor}, None, count, local)[camera]
 
     def stored(
         self,
@@ -262,11 +271,15 @@ class Matcher:
         return self._recent.after_ns is not None and self.odometer.knows(keyframe.place)
 
     def _judge(
-        self, descriptors: Mapping[str, Descriptor], track: Track | None, count: int
+        self,
+        descriptors: Mapping[str, Descriptor],
+        track: Track | None,
+        count: int,
+        local: KeyframeLocals | None = None,
     ) -> dict[str, Matched]:
         matching = self.config.matching
         found = {
-            camera: self._finder.find(descriptor, camera, matching.top_k, self._recent)
+            camera: self._finder.find(descriptor, camera, matching.top_k, self._recent, local)
             for camera, descriptor in descriptors.items()
         }
         started = time.perf_counter()

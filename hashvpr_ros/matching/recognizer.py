@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.config import Config
 from hashvpr_ros.engine.base import DescriptorEngine
-from hashvpr_ros.engine.preprocess import check_rgb, resize
+from hashvpr_ros.engine.preprocess import check_rgb, describe_batch, resize
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.rows import NewPlace
 from hashvpr_ros.map.verdicts import StoredVerdict
 from hashvpr_ros.mapping.keyframes import KeyframeSelector
+from hashvpr_ros.matching.local import KeyframeLocals
 from hashvpr_ros.matching.matched import Matched
 from hashvpr_ros.matching.matcher import Matcher
 from hashvpr_ros.matching.probability import ProbabilityModel
@@ -75,6 +76,7 @@ class Recognizer:
             place_map.calibration if self._calibrated else None,
         )
         self._matcher = Matcher(place_map, self._config, self._probability)
+        self._local = KeyframeLocals(self._engine, place_map)
         self._matcher.headings_rad = self._headings_rad
         # By topic, map and session: several robots may share any two of them.
         self._peers: dict[tuple[str, str, str], Matcher] = {}
@@ -279,7 +281,7 @@ class Recognizer:
         with self._lock:
             descriptor, times = self._describe({camera: image})[camera]
             count = max_hypotheses or self._config.matching.max_hypotheses
-            matched = self._matcher.match_alone(descriptor, camera, count)
+            matched = self._matcher.match_alone(descriptor, camera, count, self._local)
             return self._decision(0, camera, descriptor, matched, times)
 
     def _decision(
@@ -330,11 +332,11 @@ class Recognizer:
             batch[i] = resize(image, info.height, info.width)
             preprocess_ms.append(1e3 * (time.perf_counter() - started))
         started = time.perf_counter()
-        codes, features = self._engine.describe(batch)
+        descriptors = describe_batch(self._engine, batch)
         engine_ms = 1e3 * (time.perf_counter() - started)
         return {
             camera: (
-                Descriptor(codes[i], features[i]),
+                descriptors[i],
                 StageTimes(preprocess_ms=preprocess_ms[i], engine_ms=engine_ms),
             )
             for i, camera in enumerate(images)

@@ -1,7 +1,8 @@
 """Two-stage matching: Hamming candidates, ordered by their float features.
 
-SelaVPR++ (Lu et al., TPAMI 2026), section on retrieval: binary codes find the k nearest, the
-similarity of global float features orders them; no local features are involved.
+SelaVPR++ (Lu et al., TPAMI 2026), section on retrieval: binary codes find the k nearest, and the
+similarity of global float features orders them. Where an image is judged by itself, local
+descriptors order the best of them once more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashvpr_ros.map.place_map import PlaceMap
-from hashvpr_ros.types import Candidate
+from hashvpr_ros.matching import local
+from hashvpr_ros.types import Candidate, Descriptor
 
 
 def rerank(
@@ -33,6 +35,38 @@ def rerank(
     similarities = np.empty(len(ids), np.float32)
     similarities[ascending] = place_map.features(ids[ascending]) @ feature
     return np.lexsort((ids, distances, -similarities)), similarities
+
+
+def rerank_locally(
+    keyframes: local.KeyframeLocals,
+    ids: NDArray[np.int32],
+    similarities: NDArray[np.float32],
+    descriptor: Descriptor,
+) -> NDArray[np.intp]:
+    """Order the best candidates once more by their local descriptors.
+
+    Args:
+        keyframes: local descriptors of the map.
+        ids, similarities: of the candidates, best first, int32 [k] and float32 [k].
+        descriptor: of the query.
+
+    Returns:
+        indices into `ids`, best first; as they are where the model gives no local descriptors, or
+        a keyframe among the best has no thumbnail.
+
+    Raises:
+        MapError: the map is damaged. EngineError: the engine failed.
+    """
+    order = np.arange(len(ids))
+    best = ids[: local.COMPARED]
+    if descriptor.local is None or not len(best):
+        return order
+    held = keyframes.of(best.tolist())
+    if held is None:
+        return order
+    scores = local.scores(similarities[: len(best)], descriptor.local, held)
+    order[: len(best)] = np.argsort(-scores, kind="stable")
+    return order
 
 
 def candidates(

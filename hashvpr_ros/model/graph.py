@@ -35,6 +35,8 @@ class Normalise(nn.Module):
 class EngineGraph(nn.Module):
     """uint8 [N, H, W, 3] to codes uint8 [N, 64] and features float32 [N, D].
 
+    A network with local descriptors gives them, too: float32 [N, rows, columns, V].
+
     Args:
         network: images float32 [N, 3, H, W], normalised by its `pixel_mean` and `pixel_std`, to
             feature and hash logits.
@@ -55,15 +57,32 @@ class EngineGraph(nn.Module):
         self.normalise = Normalise(network)
         self.pack = PackBits()
 
-    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Hash logits float32 [N, 512] instead of codes."""
-        feature, logits = self.network(self.normalise(images))
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what `forward` gives."""
+        has_locals = getattr(self.network, "local_branch", None) is not None
+        return ("codes", "features", "locals") if has_locals else ("codes", "features")
+
+    def local_shape(self, height: int, width: int) -> tuple[int, int, int] | None:
+        """Rows, columns and values of local descriptors of images of a size, in pixels."""
+        if "locals" not in self.outputs:
+            return None
+        shape: tuple[int, int, int] = self.network.local_branch.shape(height, width)
+        return shape
+
+    def unpacked(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The same with hash logits float32 [N, 512] instead of codes."""
+        images = self.normalise(images)
+        if "locals" in self.outputs:
+            feature, logits, local = self.network.with_locals(images)
+            return logits, feature, local
+        feature, logits = self.network(images)
         return logits, feature
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and features."""
-        logits, feature = self.logits_and_features(images)
-        return self.pack(logits), feature
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What `outputs` names."""
+        logits, *rest = self.unpacked(images)
+        return self.pack(logits), *rest
 
 
 def fingerprint(

@@ -22,6 +22,7 @@ VARIANT = 2  # of EfficientNet-Lite
 TAPS = (10, 14)  # blocks whose outputs are pooled
 CENTRES = 32  # of each NetVLAD
 FEATURE_DIM = 640
+LOCAL_DIM = 48
 STRIDE = 16  # pixels of the image for one cell of a map
 _TAP_WEIGHTS = (0.7, 1.0)
 _ADAPTER_WIDTH = 48
@@ -120,6 +121,33 @@ class LiteHashBranch(nn.Module):
         return unit(self.head(feature))
 
 
+class LiteLocalBranch(nn.Module):
+    """Local descriptors: each cell of the first map, L2-normalised, projected, L2-normalised.
+
+    SelaVPR (Lu et al., ICLR 2024, section 3.3) re-ranks by such descriptors of patches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Set in closed form: no random start.
+        self.weight = nn.Parameter(torch.eye(LOCAL_DIM, channels(VARIANT, TAPS[0])))
+        self.bias = nn.Parameter(torch.zeros(LOCAL_DIM))
+
+    @staticmethod
+    def shape(height: int, width: int) -> tuple[int, int, int]:
+        """Rows, columns and values for images of a size, in pixels."""
+        return height // STRIDE, width // STRIDE, LOCAL_DIM
+
+    def cells(self, stages: Sequence[Tensor]) -> Tensor:
+        """The map [N, C, h, w] to its cells of norm 1, [N, h, w, C]."""
+        return functional.normalize(stages[0].permute(0, 2, 3, 1), dim=3, eps=1e-6)
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """The backbone's maps to local descriptors [N, h, w, 48]."""
+        projected = functional.linear(self.cells(stages), self.weight, self.bias)
+        return functional.normalize(projected, dim=3, eps=1e-6)
+
+
 class LiteNetwork(nn.Module):
     """See the module. The hash branch takes the feature of the float branch."""
 
@@ -132,6 +160,7 @@ class LiteNetwork(nn.Module):
         super().__init__()
         self.backbone = EfficientNetLite(VARIANT, TAPS)
         self.float_branch = LiteFloatBranch()
+        self.local_branch = LiteLocalBranch()
         self.hash_branch: LiteHashBranch | None = None
 
     def add_branch(self, branch: str) -> None:
@@ -189,5 +218,12 @@ class LiteNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Feature and hash logits, each L2-normalised; None without the hash branch."""
-        feature: Tensor = self.float_branch(self.stages(images))
-        return feature, None if self.hash_branch is None else self.hash_branch(feature)
+        feature, logits, _ = self.with_locals(images)
+        return feature, logits
+
+    def with_locals(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The same, and the local descriptors [N, H / 16, W / 16, 48] of norm 1."""
+        stages = self.stages(images)
+        feature: Tensor = self.float_branch(stages)
+        logits = None if self.hash_branch is None else self.hash_branch(feature)
+        return feature, logits, self.local_branch(stages)

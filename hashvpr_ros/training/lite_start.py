@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hashvpr_ros.model.lite import FEATURE_DIM, LiteNetwork
+from hashvpr_ros.model.lite import FEATURE_DIM, LOCAL_DIM, LiteLocalBranch, LiteNetwork
 from hashvpr_ros.model.pooling import NetVlad
 from hashvpr_ros.types import CODE_BITS
 
@@ -40,7 +40,8 @@ def learn_start(
 
     Args:
         network: whose layers are set.
-        branch: "float": centres and whitening; "hash": the rotation of the feature.
+        branch: "float": centres, whitening, and the projection of local descriptors; "hash": the
+            rotation of the feature.
         stages: gives the backbone's maps of all images in order, some images at a time.
         sample: numbers of the images whose local features k-means takes.
         pairs: numbers of two images of one place each, [n, 2].
@@ -53,6 +54,7 @@ def learn_start(
         head.bias.zero_()
         return
     chosen = _chosen(stages(), sample)
+    learn_projection(network.local_branch, chosen)
     for pool, maps in zip(network.float_branch.pools, chosen, strict=True):
         learn_centres(pool, maps)
     pooled = torch.cat([network.float_branch.pool(s).cpu() for s in stages()])
@@ -96,6 +98,33 @@ def learn_centres(pool: NetVlad, maps: Tensor) -> None:
     pool.centres.copy_(centres)
 
 
+@torch.no_grad()
+def learn_projection(branch: LiteLocalBranch, maps: Sequence[Tensor]) -> None:
+    """Set the projection of local descriptors: principal axes, their spectrum half flattened.
+
+    Args:
+        maps: of some images, the first [n, C, h, w].
+    """
+    x = branch.cells([maps[0].double()]).flatten(0, 2)
+    mean = x.mean(0)
+    x = x - mean
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    values, vectors = values.flip(0)[:LOCAL_DIM], vectors.flip(1)[:, :LOCAL_DIM]
+    weight = (vectors * values.clamp(min=1e-12) ** -0.25).T
+    weight = weight * _signs(weight)
+    branch.weight.copy_(weight)
+    branch.bias.copy_(-(weight @ mean))
+
+
+def _signs(rows: Tensor) -> Tensor:
+    """The sign of each row's largest element, [n, 1].
+
+    The sign of an axis is arbitrary: fixed by this, every library gives the same.
+    """
+    largest = rows.abs().argmax(1)
+    return rows[torch.arange(len(rows)), largest].sign()[:, None]
+
+
 def learn_whitening(
     pooled: Tensor, pairs: Tensor, dim: int = FEATURE_DIM
 ) -> tuple[Tensor, Tensor]:
@@ -128,9 +157,7 @@ def learn_whitening(
     values, principal = values.flip(0)[:dim], principal.flip(1)[:, :dim]
     flat = (values / values[0] + _FLATTENING).rsqrt()
     weight = (axes @ whiten @ (principal * flat)).T
-    # The sign of an axis is arbitrary: fixed, so that every library gives the same.
-    largest = weight.abs().argmax(1)
-    weight = weight * weight[torch.arange(len(weight)), largest].sign()[:, None]
+    weight = weight * _signs(weight)
     weight = functional.pad(weight, (0, 0, 0, dim - len(weight)))
     weight = weight / (x @ weight.T).norm(dim=1).mean()
     # Half precision holds the weights exactly, so the exported file stores them so.

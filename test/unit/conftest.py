@@ -35,11 +35,28 @@ def lite() -> Iterator[OnnxEngine]:
     engine.close()
 
 
-class Remembering:
-    """An engine that describes the same images once, however many tests show them."""
+class GlobalOnly:
+    """An engine that gives no local descriptors, of one that does."""
 
     def __init__(self, engine: OnnxEngine) -> None:
-        self.engine, self.info = engine, engine.info
+        self.describe = engine.describe
+        self.info = dataclasses.replace(engine.info, local_shape=None)
+
+
+@pytest.fixture(scope="session")
+def global_only(lite: OnnxEngine) -> GlobalOnly:
+    """The lite model without its local descriptors."""
+    return GlobalOnly(lite)
+
+
+class Remembering:
+    """An engine that describes the same images once, however many tests show them.
+
+    It gives no local descriptors.
+    """
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self.engine, self.info = engine, dataclasses.replace(engine.info, local_shape=None)
         self.described: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
     def describe(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -447,10 +447,9 @@ def tensorrt_module(world: World) -> types.ModuleType:
             def run() -> None:
                 size = int(np.prod(shape))
                 images = np.frombuffer(bytes(world.device[addresses["images"]][:size]), np.uint8)
-                results = self.engine.session.run(
-                    ("codes", "features"), {"images": images.reshape(shape)}
-                )
-                for name, result in zip(("codes", "features"), results, strict=True):
+                names = [name for name in addresses if name != "images"]
+                results = self.engine.session.run(names, {"images": images.reshape(shape)})
+                for name, result in zip(names, results, strict=True):
                     world.device[addresses[name]][: result.nbytes] = result.tobytes()
 
             world.streams[stream_handle].append(run)

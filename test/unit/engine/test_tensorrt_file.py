@@ -19,7 +19,7 @@ from hashvpr_ros.engine.tensorrt_file import (
 from hashvpr_ros.errors import EngineError
 
 HEADER = EngineHeader(
-    name="tiny", fingerprint="ab" * 32, height=8, width=12, feature_dim=4,
+    name="tiny", fingerprint="ab" * 32, height=8, width=12, feature_dim=4, local_shape=(2, 3, 5),
     probability_curve=(12.5, -3.0), license="Apache-2.0", model_version="1", tensorrt="10.3.0",
     gpu="Orin", compute_capability="8.7", precision="fp16", max_batch=2, build_key="cd" * 32,
 )  # fmt: skip

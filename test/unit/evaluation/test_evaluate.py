@@ -38,12 +38,12 @@ def described(corridor, lite):
 
 
 def test_the_bar_for_the_corridor(result):
-    """With 20 of 111 re-ranked: at least 75 % at rank 1, within a point of exhaustive search."""
+    """With 20 of 111 re-ranked: local descriptors find more than exhaustive search without."""
     summary = result.summary()
     assert summary["top_k"] == SMALL_TOP_K == 20
     recall = summary["recall"]
     assert recall["rerank"]["1"] >= 75.0
-    assert abs(recall["rerank"]["1"] - recall["float"]["1"]) <= 1.0
+    assert recall["rerank"]["1"] > recall["float"]["1"]
     assert recall["hash"]["1"] < recall["rerank"]["1"]
 
 
@@ -70,7 +70,8 @@ def test_the_timings_are_those_of_the_queries(result):
     assert all(len(times) == 111 for times in result.times_ms.values())
 
 
-def test_rankings_equal_an_independent_computation(result, described, corridor):
+def test_rankings_equal_an_independent_computation(described, corridor, global_only):
+    result = evaluate(corridor, global_only)
     (codes, features), (ref_codes, ref_features) = described
     bits = np.unpackbits(codes[:, None] ^ ref_codes[None], axis=2).sum(2)
     similarity = features @ ref_features.T
@@ -96,13 +97,13 @@ def test_every_ranking_has_a_hundred_different_references(result):
         assert all(len(set(r)) == 100 and set(r) <= set(range(111)) for r in ranked)
 
 
-def test_the_number_of_candidates(few, lite):
+def test_the_number_of_candidates(few, global_only):
     bench = VprBench(few(12))
-    one = evaluate(bench, lite, top_k=1)
+    one = evaluate(bench, global_only, top_k=1)
     assert one.rerank_ranked == one.hash_ranked and one.top_k == 1
-    every = evaluate(bench, lite, top_k=5000)
+    every = evaluate(bench, global_only, top_k=5000)
     assert [r[0] for r in every.rerank_ranked] == [r[0] for r in every.float_ranked]
-    assert evaluate(bench, lite).top_k == 20
+    assert evaluate(bench, global_only).top_k == 20
 
 
 def test_a_thousand_references_are_re_ranked_by_a_hundred(few):

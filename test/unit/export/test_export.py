@@ -86,7 +86,7 @@ def test_fp32_is_what_pytorch_gives(exported, network, images):
     batch = np.stack(images[:3])
     codes, features = engine.describe(batch)
     with torch.no_grad():
-        logits, want = EngineGraph(network).logits_and_features(torch.from_numpy(batch))
+        logits, want, *_ = EngineGraph(network).unpacked(torch.from_numpy(batch))
     np.testing.assert_allclose(features, want.numpy(), rtol=0, atol=1e-5)
     differ = np.unpackbits(codes, axis=1).astype(bool) != (logits.numpy() >= 0)
     assert not differ[np.abs(logits.numpy()) > 1e-4].any()

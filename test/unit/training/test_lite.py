@@ -269,7 +269,7 @@ def test_half_precision_weights_in_the_file_change_nothing(tmp_path, monkeypatch
     np.testing.assert_array_equal(both[0][0], both[1][0])
     np.testing.assert_allclose(both[0][1], both[1][1], rtol=0, atol=1e-6)
     with torch.no_grad():
-        logits, features = EngineGraph(network).logits_and_features(torch.from_numpy(images))
+        logits, features, *_ = EngineGraph(network).unpacked(torch.from_numpy(images))
     np.testing.assert_allclose(both[0][1], features.numpy(), rtol=0, atol=1e-5)
     wrong = (np.unpackbits(both[0][0], axis=1) > 0) != (logits.numpy() >= 0)
     assert not wrong[np.abs(logits.numpy()) > 1e-4].any()
