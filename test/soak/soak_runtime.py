@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +88,13 @@ def start(
     before = runtime.open_engine
     runtime.open_engine = lambda config, progress: EngineDouble()
     try:
-        return runtime.Runtime(from_flat(values), lambda images: None, say)
+        return runtime.Runtime(
+            from_flat(values),
+            lambda images: None,
+            lambda error, *cameras, doing="": say(error),
+            lambda sentence: None,
+            threading.Event(),
+        )
     finally:
         runtime.open_engine = before
 

@@ -1,12 +1,21 @@
 """A small part of the soak, in the same way as `make soak` runs all of it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 SOAK = Path(__file__).resolve().parents[1] / "soak" / "soak.py"
-PARTS = {"images": 300, "bags": 6, "yamls": 15, "node_core": 3, "commands": 27}
+PARTS = {
+    "images": 300,
+    "maps": 15,
+    "engines": 15,
+    "bags": 6,
+    "yamls": 15,
+    "node_core": 3,
+    "commands": 27,
+}
 
 
 def test_a_small_part_of_the_soak(tmp_path):
@@ -14,7 +23,15 @@ def test_a_small_part_of_the_soak(tmp_path):
     command = [sys.executable, SOAK, "--scale", "0.003", "--out", out]
     for part in PARTS:
         command += ["--only", part]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    path = os.pathsep.join([str(SOAK.parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     results = {r["part"]: r for r in json.loads(out.read_text())["results"]}
     assert {name: r["outcomes"]["cases"] for name, r in results.items()} == PARTS
