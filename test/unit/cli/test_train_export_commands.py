@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from cli_helpers import well
+from cli_helpers import ENVIRONMENT, well
 
 # A mark, not importorskip: see test_packaging.py.
 pytestmark = [
@@ -160,7 +160,7 @@ def test_a_path_that_is_wrong_is_said_before_torch_is_loaded(tmp_path, arguments
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode != 0 and words in done.stderr, done.stderr
     assert "torch" not in done.stderr and "Traceback" not in done.stderr
