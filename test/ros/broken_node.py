@@ -89,7 +89,7 @@ def main() -> int:
         (OdometryPoses, "_on_message", "odometry"),
         (Peers, "_on_descriptor", "descriptor"),
         (Verdicts, "_on_verdict", "verdict"),
-        (cameras, "stamp_to_ns", "camera"),
+        (cameras, "stamp_or_arrival_ns", "camera"),
         (Parameters, "_check", "parameters"),
         (vpr_node.VprNode, "_on_status", "status"),
         (vpr_node, "diagnostics", "diagnostics"),
