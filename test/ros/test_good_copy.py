@@ -191,7 +191,7 @@ def test_saving_over_a_map_keeps_a_copy_of_it(start, path, good):
     assert saved.result == SaveMap.Response.RESULT_OK and held(path) == 2
     assert held(good) == 1
     saved = node.call(SaveMap, "save_map", path=str(good), overwrite=True)
-    assert saved.result == SaveMap.Response.RESULT_WRITE_FAILED and held(good) == 1
+    assert saved.result == SaveMap.Response.RESULT_INVALID_PATH and held(good) == 1
 
 
 def test_a_full_disk_is_a_warning_and_the_former_copy_stays(start, tmp_path):
