@@ -22,37 +22,39 @@ class EngineConfig:
     """Which network runs, and on what."""
 
     path: str = setting(
-        "", "Model file: .onnx, or .engine/.plan. Empty: the lite model of the package."
+        "",
+        "Model file: .onnx, or .engine/.plan. Empty: the default model of the package.",
     )
     providers: list[str] = setting(
         [],
-        "ONNX Runtime execution providers in order of preference; those not installed are passed "
-        "over. Empty: CUDA where it is installed, else the CPU.",
+        "ONNX Runtime execution providers in order of preference. Providers that are not "
+        "installed are skipped. Empty: CUDA if it is installed, else the CPU.",
     )
     threads: int = setting(0, "CPU threads of the runtime. 0: one per core.", low=0, high=256)
     tensorrt: str = setting(
         "auto",
-        "Whether an .onnx is built for the GPU by TensorRT, which takes minutes the first time. "
-        "auto: where tensorrt, pycuda and a GPU are there and `providers` is empty, else ONNX "
-        "Runtime; require: an error where it cannot; off: never.",
+        "Whether TensorRT builds an engine from an .onnx; the first build takes minutes. auto: "
+        "if tensorrt, pycuda and a GPU are available and `providers` is empty, else ONNX "
+        "Runtime; require: an error if TensorRT is not available; off: never.",
         choices=("auto", "off", "require"),
     )
     precision: str = setting(
         "fp16",
-        "Precision of an engine built by TensorRT (11 and later take it from the file).",
+        "Precision of an engine that TensorRT builds. TensorRT 11 and later use the precision "
+        "of the file.",
         choices=("fp16", "fp32"),
     )
     workspace_mb: int = setting(
         1024,
-        "GPU memory that a layer's kernels may use for scratch while and after TensorRT builds.",
+        "GPU memory for scratch space, for each layer, during and after a TensorRT build.",
         unit="MB",
         low=1,
         high=65536,
     )
     cache_dir: str = setting(
         "",
-        "Folder of the engines that TensorRT built. Empty: ~/.cache/hashvpr_ros/engines, in "
-        "XDG_CACHE_HOME where that is set.",
+        "Folder for the engines that TensorRT built. Empty: hashvpr_ros/engines in "
+        "XDG_CACHE_HOME (~/.cache if unset).",
     )
 
 
@@ -62,60 +64,65 @@ class MapConfig:
 
     path: str = setting(
         "~/.ros/hashvpr.vprmap",
-        "File of the map, made when it does not exist (not in mode localization). Empty: kept in "
-        "memory and lost at the end.",
+        "Map file. It is created if it does not exist (not in mode localization). Empty: the "
+        "map is kept in memory and lost when the node ends.",
     )
     allowed_dirs: list[str] = setting(
         [],
-        "Folders in which services may read and write maps, with the folders in them; also where "
-        "`path` may lead when it is set while the node runs. Empty: the folder of the map, and "
+        "Folders, with their subfolders, in which services may read and write maps. `path` must "
+        "be in one of them when it is set while the node runs. Empty: the folder of `path`, and "
         "~/.ros.",
         change=START,
     )
-    session: str = setting("", "Name of the session that is recorded. Empty: a new UUID.")
+    session: str = setting(
+        "",
+        "Name of the recorded session. Empty: a new UUID.",
+    )
     commit_period_s: float = setting(
         1.0,
-        "Longest time that a keyframe may wait to be written; a crash loses no more.",
+        "Maximum time until a keyframe is written to the file. A crash loses at most the "
+        "keyframes of this time.",
         unit="s",
         low=0.0,
         high=60.0,
     )
     keep_good_copy: bool = setting(
         True,
-        "Keep a verified copy beside the map (NAME.good), as large as the map, for `hashvpr map "
-        "restore`: made when the map is closed, or loaded and not as it was closed.",
+        "Keep a backup beside the map (NAME.good) for `hashvpr map restore`. It is verified and "
+        "as large as the map. The node updates it when it closes the map, and after a crash "
+        "when it loads the map.",
     )
     on_damage: str = setting(
         "refuse",
-        "What is done with a damaged map. refuse: the node says what is damaged and what to do, "
-        "and does not start; drop: it uses what is sound and says how many keyframes are left "
-        "out. The damaged file is kept.",
+        "What the node does with a damaged map. refuse: it reports the damage and the remedy, "
+        "and does not start; drop: it uses the undamaged keyframes and reports how many are "
+        "left out. The damaged file is always kept.",
         choices=("refuse", "drop"),
     )
     file_mode: str = setting(
         "0600",
-        "Permissions of new maps and of copies, in octal: who else may read them, for thumbnails "
-        "show where the robot was.",
+        "Permissions of new maps and backups, in octal. Thumbnails show where the robot was, so "
+        "by default only the owner can read them.",
         choices=("0600", "0640", "0644", "0660", "0664"),
     )
     thumbnail_px: int = setting(
         160,
-        "Longer side of the JPEG kept with each keyframe. 0: none is kept.",
+        "Longer side of the JPEG thumbnail stored with each keyframe. 0: no thumbnails.",
         unit="px",
         low=0,
         high=640,
     )
     index: str = setting(
         "exact",
-        "How codes are searched. exact: all are compared; hnsw and ivf: structures of FAISS that "
-        "find most of the nearest, for maps beyond some millions, built when the map is loaded; "
-        "gpu: exact by a faiss that has a GPU (never run).",
+        "Index for binary descriptors. exact: compares all of them; hnsw and ivf: approximate "
+        "FAISS indexes for maps of several million keyframes, built when the map is loaded; "
+        "gpu: exact, with a GPU build of faiss (untested).",
         choices=("exact", "hnsw", "ivf", "gpu"),
     )
     max_index_mb: int = setting(
         0,
-        "Most memory of the index, which is all of a map on disk that is kept in memory. Where it "
-        "is reached, the keyframes that say least leave the index, not the file. 0: no ceiling.",
+        "Memory limit of the search index. When it is reached, the most redundant keyframes are "
+        "removed from the index. The file keeps them. 0: no limit.",
         unit="MB",
         low=0,
         high=65536,
@@ -128,13 +135,14 @@ class MatchingConfig:
 
     top_k: int = setting(
         100,
-        "Candidates taken by Hamming distance and re-ranked by the float features.",
+        "Candidates that are retrieved by Hamming distance and re-ranked by the float "
+        "descriptors.",
         low=1,
         high=1000,
         change=LIVE,
     )
     max_hypotheses: int = setting(
-        5, "Hypotheses published per image.", low=1, high=100, change=LIVE
+        5, "Maximum number of hypotheses published per image.", low=1, high=100, change=LIVE
     )
     exclude_recent_s: float = setting(
         30.0,
@@ -146,8 +154,8 @@ class MatchingConfig:
     )
     exclude_recent_m: float = setting(
         0.0,
-        "With poses: keyframes of the same session made less than this distance ago are not "
-        "candidates (mode slam).",
+        "With poses: keyframes of the same session that were recorded within this travelled "
+        "distance are not candidates (mode slam).",
         unit="m",
         low=0.0,
         high=100000.0,
@@ -155,46 +163,49 @@ class MatchingConfig:
     )
     exclude_recent_keyframes: int = setting(
         0,
-        "So many of the last keyframes of the same session are not candidates (mode slam).",
+        "This number of the newest keyframes of the same session are not candidates (mode slam).",
         low=0,
         high=100000,
         change=LIVE,
     )
     max_drift: float = setting(
         0.1,
-        "With poses: the most by which odometry errs, as a share of the way. Keyframes of the "
-        "same session that lie further off are no candidates. 0: odometry forbids nothing.",
+        "With poses: maximum odometry drift, as a fraction of the distance travelled. Keyframes "
+        "of the same session that are farther away are not candidates. 0: odometry excludes "
+        "nothing.",
         low=0.0,
         high=1.0,
         change=LIVE,
     )
     target_precision: float = setting(
         0.99,
-        "A match is accepted as a loop closure when it is right with at least this probability.",
+        "A match is accepted as a loop closure if its probability of being correct is at least "
+        "this.",
         low=0.5,
         high=1.0,
         change=LIVE,
     )
     temporal: str = setting(
         "both",
-        "What weighs a match over time. none: each image by itself; sequence: the share of the "
-        "preceding views that lead to it; filter: a Bayes filter over the map's places, moved by "
-        "odometry where there is any; both: with odometry the filter, which the sequence must "
-        "support; without odometry the run of the last views.",
+        "Temporal evidence for a match. none: each image is judged by itself; sequence: the "
+        "share of preceding views that match the same part of the map; filter: a Bayes filter "
+        "over the places, with odometry as motion model if available; both: with odometry, "
+        "filter and sequence; without odometry, the last views as one sequence.",
         choices=("none", "sequence", "filter", "both"),
         change=LIVE,
     )
     sequence_length: int = setting(
         15,
-        "Preceding views of the same camera that are asked whether they lead to the match.",
+        "Number of preceding views of the same camera that are used for sequence matching.",
         low=1,
         high=100,
         change=CONFIGURE,
     )
     min_sequence_support: float = setting(
         0.8,
-        "Share of the preceding views that must lead to a match before it is accepted. It counts "
-        "where odometry can rule matches out, and for temporal sequence. 0: one image is enough.",
+        "Minimum share of preceding views that match the same part of the map. It applies if "
+        "odometry can exclude matches, and with temporal: sequence. 0: a single image is "
+        "enough.",
         low=0.0,
         high=1.0,
         change=LIVE,
@@ -207,7 +218,7 @@ class KeyframeConfig:
 
     min_distance_m: float = setting(
         0.5,
-        "With poses: a new keyframe after this distance, or after `min_angle_rad`.",
+        "With poses: add a keyframe after this distance, or after `min_angle_rad`.",
         unit="m",
         low=0.0,
         high=1000.0,
@@ -215,7 +226,7 @@ class KeyframeConfig:
     )
     min_angle_rad: float = setting(
         0.35,
-        "With poses: a new keyframe after this turn, or after `min_distance_m`.",
+        "With poses: add a keyframe after this rotation, or after `min_distance_m`.",
         unit="rad",
         low=0.0,
         high=math.pi,
@@ -223,7 +234,7 @@ class KeyframeConfig:
     )
     min_period_s: float = setting(
         0.5,
-        "Without poses: no keyframe sooner than this after the last.",
+        "Without poses: minimum time between two keyframes.",
         unit="s",
         low=0.0,
         high=3600.0,
@@ -231,7 +242,8 @@ class KeyframeConfig:
     )
     min_novelty_bits: int = setting(
         40,
-        "Without poses: a new keyframe when the code differs by this much from the last one's.",
+        "Without poses: add a keyframe when the Hamming distance to the descriptor of the last "
+        "keyframe is at least this.",
         unit="bits",
         low=0,
         high=512,
@@ -239,7 +251,7 @@ class KeyframeConfig:
     )
     max_period_s: float = setting(
         10.0,
-        "Without poses: a new keyframe after this time in any case. 0: never for that reason.",
+        "Without poses: add a keyframe after this time in any case. 0: no limit.",
         unit="s",
         low=0.0,
         high=86400.0,
@@ -258,9 +270,9 @@ class InputConfig:
     )
     camera_headings: list[float] = setting(
         [],
-        "How the cameras are turned in the robot, to the left from ahead, in the order of the "
-        "topics: 0 for one that looks ahead, 3.14 for one that looks back. Empty: from tf where "
-        "heading_frame is given, else unknown.",
+        "Headings of the cameras relative to the robot, positive to the left, in the order of "
+        "the topics: 0 for a camera that looks forward, 3.14 for one that looks back. Empty: "
+        "from tf if `heading_frame` is set, else unknown.",
         unit="rad",
         low=-6.3,
         high=6.3,
@@ -268,15 +280,15 @@ class InputConfig:
     )
     heading_frame: str = setting(
         "",
-        "Frame of the robot, x ahead, as base_link: the headings are taken from tf (needs "
-        "tf2_ros) by the frame_id of the images, of which those in _optical or _optical_frame "
-        "look along z, others along x.",
+        "Frame of the robot with x forward, such as base_link. The headings are then read from "
+        "tf (needs tf2_ros) with the frame_id of the images. A frame_id that ends in _optical "
+        "or _optical_frame looks along z, others along x.",
     )
     sync_s: float = setting(
         0.05,
-        "With several cameras: images stamped within this time of each other are of one instant, "
-        "which is judged as a whole, and the first of them waits no longer for the others. 0: "
-        "each by itself.",
+        "With several cameras: images whose stamps differ by at most this form one synchronised "
+        "frame set, which is judged as a whole. An image waits at most this long for the other "
+        "cameras. 0: each image by itself.",
         unit="s",
         low=0.0,
         high=1.0,
@@ -288,13 +300,14 @@ class InputConfig:
     )
     descriptor_topics: list[str] = setting(
         [],
-        "Topics on which other robots publish their PlaceDescriptors (publish.descriptors): they "
-        "are matched with this robot's map, published on ~/peer_hypotheses and ~/peer_closures.",
+        "Topics of the PlaceDescriptors of other robots (publish.descriptors). They are matched "
+        "against this robot's map; the results are published on ~/peer_hypotheses and "
+        "~/peer_closures.",
     )
     stale_after_s: float = setting(
         5.0,
-        "Log and diagnostics warn when no image, odometry or transform has come for this long, or "
-        "none that fits; after ten times as long it is an error.",
+        "Log and diagnostics warn if no usable image, odometry message or transform arrives for "
+        "this time. After ten times as long it is an error.",
         unit="s",
         low=0.1,
         high=3600.0,
@@ -302,8 +315,8 @@ class InputConfig:
     )
     expected_rate_hz: float = setting(
         0.0,
-        "Images a second that each camera should give: log and diagnostics warn where it gives "
-        "less than half. 0: unknown.",
+        "Expected image rate of each camera. Log and diagnostics warn if a camera has less than "
+        "half of it. 0: unknown, no warning.",
         unit="Hz",
         low=0.0,
         high=1000.0,
@@ -317,15 +330,22 @@ class PoseConfig:
 
     source: str = setting(
         "none",
-        "Where poses come from: none, odometry (a topic) or tf (needs tf2_ros).",
+        "Source of the poses: none, odometry (a topic) or tf (needs tf2_ros).",
         choices=("none", "odometry", "tf"),
     )
     odometry_topic: str = setting("odom", "nav_msgs/Odometry topic, for source odometry.")
-    fixed_frame: str = setting("odom", "Frame in which tf gives poses, for source tf.")
-    base_frame: str = setting("base_link", "Frame whose pose tf gives, for source tf.")
+    fixed_frame: str = setting(
+        "odom",
+        "Reference frame of the poses, for source tf.",
+    )
+    base_frame: str = setting(
+        "base_link",
+        "Frame of the robot, for source tf.",
+    )
     max_age_s: float = setting(
         0.2,
-        "An image has a pose only when one was stamped within this time of it.",
+        "Maximum difference between the stamps of an image and of its pose. Without a pose in "
+        "this time the image has none.",
         unit="s",
         low=0.0,
         high=60.0,
@@ -333,8 +353,8 @@ class PoseConfig:
     )
     wait_s: float = setting(
         0.05,
-        "Longest that an image waits for odometry stamped then or later, so that its pose does "
-        "not depend on which message came first. Nobody waits while no odometry comes.",
+        "Maximum time that an image waits for odometry with the same or a later stamp. This "
+        "makes runs repeatable. An image does not wait when no odometry arrives.",
         unit="s",
         low=0.0,
         high=1.0,
@@ -348,13 +368,13 @@ class PublishConfig:
 
     descriptors: bool = setting(
         False,
-        "Publish the code and feature of every image on ~/descriptors.",
+        "Publish the binary and the float descriptor of every image on ~/descriptors.",
         change=LIVE,
     )
     ledger: bool = setting(
         False,
-        "Publish on ~/ledger how the decision on every image came about: all candidates, and why "
-        "each was chosen or not. `hashvpr explain` reads it.",
+        "Publish the decision log on ~/ledger: all candidates of each image, and why each was "
+        "chosen or not. `hashvpr explain` reads it.",
         change=LIVE,
     )
     diagnostics_period_s: float = setting(
@@ -377,7 +397,7 @@ class Config:
     )
     autostart: bool = setting(
         False,
-        "Configure and activate at start-up, for those without a lifecycle manager.",
+        "Configure and activate at start-up. Use it without a lifecycle manager.",
         change=START,
     )
     engine: EngineConfig = field(default_factory=EngineConfig)

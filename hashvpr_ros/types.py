@@ -31,20 +31,20 @@ class Reason(str, Enum):
     """Why the best hypothesis of a decision was or was not accepted as a loop closure."""
 
     ACCEPTED = "accepted"
-    BELOW_TARGET = "below_target"  # its probability is under `matching.target_precision`
-    NEW_PLACE = "new_place"  # that the map does not hold the place is likelier than any hypothesis
-    NOT_DISTINCT = "not_distinct"  # below the target, and another place looks as much alike
-    NO_SEQUENCE_SUPPORT = "no_sequence_support"  # the images before it point elsewhere
-    ODOMETRY_CONFLICT = "odometry_conflict"  # by odometry the robot can be at no candidate
+    BELOW_TARGET = "below_target"  # its probability is below `matching.target_precision`
+    NEW_PLACE = "new_place"  # the place is probably not in the map
+    NOT_DISTINCT = "not_distinct"  # below the target, and another place scores almost as high
+    NO_SEQUENCE_SUPPORT = "no_sequence_support"  # the preceding views do not match the same part of the map
+    ODOMETRY_CONFLICT = "odometry_conflict"  # odometry excludes all candidates
     REJECTED = "rejected"  # the back end has rejected the candidates that odometry allows
-    OUTVOTED = "outvoted"  # another camera of the instant is surer of another place
-    NO_CANDIDATE = "no_candidate"  # the map holds nothing outside the excluded recent past
+    OUTVOTED = "outvoted"  # another camera of the frame set is more confident of another place
+    NO_CANDIDATE = "no_candidate"  # the map has no keyframe outside the excluded recent ones
     MAP_EMPTY = "map_empty"
     MAPPING_ONLY = "mapping_only"  # mode `mapping` does not query
 
 
 class Verdict(str, Enum):
-    """What became of a loop closure in the back end."""
+    """Feedback of the back end on a loop closure."""
 
     ACCEPTED = "accepted"
     REJECTED_BY_GEOMETRY = "rejected_by_geometry"
@@ -56,9 +56,9 @@ class CandidateReason(str, Enum):
 
     CHOSEN = "chosen"  # it is one of the hypotheses
     SAME_PLACE = "same_place"  # a neighbour of a hypothesis, which stands for it
-    ODOMETRY_CONFLICT = "odometry_conflict"  # by odometry the robot cannot be there
+    ODOMETRY_CONFLICT = "odometry_conflict"  # odometry excludes it
     REJECTED = "rejected"  # the back end has rejected this pair of places
-    LESS_LIKELY = "less_likely"  # other places are likelier
+    LESS_LIKELY = "less_likely"  # other places are more likely
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from hashvpr_ros.config import Config
 from hashvpr_ros.setting import CONFIGURE, LIVE, START, Setting, settings
 
 _HEADER = """\
-# Every parameter of vpr_node with its default. Made by `hashvpr config`; a copy may be edited and
-# given to the launch file as params_file:=... (lines may be left out, they keep their default).
+# Every parameter of vpr_node with its default, as `hashvpr config` prints it. Edit a copy and give
+# it to the launch file as params_file:=...; a parameter that is left out keeps its default.
 """
 _CHANGE = {
     LIVE: "may change at any time",
