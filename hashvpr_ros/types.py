@@ -34,7 +34,9 @@ class Reason(str, Enum):
     BELOW_TARGET = "below_target"  # its probability is below `matching.target_precision`
     NEW_PLACE = "new_place"  # the place is probably not in the map
     NOT_DISTINCT = "not_distinct"  # below the target, and another place scores almost as high
-    NO_SEQUENCE_SUPPORT = "no_sequence_support"  # the preceding views do not match the same part of the map
+    NO_SEQUENCE_SUPPORT = (
+        "no_sequence_support"  # the preceding views do not match the same part of the map
+    )
     ODOMETRY_CONFLICT = "odometry_conflict"  # odometry excludes all candidates
     REJECTED = "rejected"  # the back end has rejected the candidates that odometry allows
     OUTVOTED = "outvoted"  # another camera of the frame set is more confident of another place
