@@ -53,12 +53,12 @@ json_option = click.option(
 salvage_option = click.option(
     "--salvage",
     is_flag=True,
-    help="Go on with what is sound of a damaged map, and say what is left out.",
+    help="Use the valid keyframes of a damaged map, and list what is left out.",
 )
 
 
 def tell_left_out(path: Path, left_out: Sequence[str]) -> None:
-    """Say what of a damaged map is not used."""
+    """Print what is left out of a damaged map."""
     if left_out:
         click.echo(f"{path}: damaged; left out: {'; '.join(left_out)}", err=True)
 
@@ -209,7 +209,7 @@ def _finite(value: Any) -> Any:
 
 
 def keep_good_copy(of: Path | PlaceMap) -> None:
-    """Keep a good copy of a map before it is changed or replaced; say it where none is made.
+    """Make the backup of a map before it is changed or replaced; say so if none is made.
 
     Raises:
         MapError: it is no map of its own, but what another map keeps beside it.
@@ -224,7 +224,7 @@ def keep_good_copy(of: Path | PlaceMap) -> None:
         else:
             of.keep_good_copy()
     except MapError as e:
-        click.echo(f"no good copy is made: {e}", err=True)
+        click.echo(f"no backup is made: {e}", err=True)
 
 
 def progress_bar(total: int | None, what: str, unit: str = "image") -> Any:

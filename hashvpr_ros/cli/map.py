@@ -241,20 +241,20 @@ def verify(path: Path) -> None:
     if problems:
         counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise MapError(f"{path}: damaged ({counted}); {remedy(path)}")
-    click.echo(f"{path}: sound, {PlaceMap.read_info(path).keyframes} keyframes")
+    click.echo(f"{path}: OK, {PlaceMap.read_info(path).keyframes} keyframes")
 
 
 @command.command()
 @_map_argument
-@click.option("--force", is_flag=True, help="Go back to the copy from a sound map, too.")
+@click.option("--force", is_flag=True, help="Restore the backup over a valid map, too.")
 def restore(path: Path, force: bool) -> None:
-    """Put the last good copy of MAP in the place of a damaged one.
+    """Restore a damaged MAP from its backup, MAP.good.
 
-    The damaged file is kept as MAP.damaged-DATE, and the copy stays.
+    The damaged file is kept as MAP.damaged-DATE. The backup stays.
     """
     from hashvpr_ros.map.backup import restore as restore_map
 
     restored = restore_map(path, force=force)
     click.echo(f"{path}: {restored.keyframes} keyframes")
     if restored.set_aside is not None:
-        click.echo(f"  what it was is kept as {restored.set_aside}")
+        click.echo(f"  the former file is kept as {restored.set_aside}")

@@ -1,6 +1,6 @@
-"""Copies of maps: the last good one beside a map, going back to it, saving, and placing files.
+"""Copies of maps: the backup beside a map, restoring it, saving, and placing files.
 
-A good copy is written under another name, checked as a whole, and only then takes its place.
+A backup is written under another name, verified, and only then replaces the former backup.
 """
 
 from __future__ import annotations
@@ -162,12 +162,12 @@ def _add_waiting(copy: Store, waiting: list[Row], path: str | Path) -> None:
             dataclasses.replace(row, id=id_) for id_, row in enumerate(waiting, start=begin)
         )
         _log.warning(
-            "%s: keyframes %d to %d have the ids from %d on here, for another program has taken "
-            "theirs", path, waiting[0].id, waiting[-1].id, begin,
+            "%s: keyframes %d to %d get the ids from %d on in this copy, because another program "
+            "uses their ids", path, waiting[0].id, waiting[-1].id, begin,
         )  # fmt: skip
 
 
-# The good copy
+# The backup
 
 
 def keep(
@@ -178,7 +178,7 @@ def keep(
     verify_former: bool = True,
     mode: int = files.FILE_MODE,
 ) -> bool:
-    """Copy a map, verify the copy, and put it in the place of the last good one.
+    """Copy a map, verify the copy, and replace the backup by it.
 
     Nothing is done where the map is empty, or as it was at the last copy. A copy that is not of
     an earlier state of this map is kept as NAME.good.old.
@@ -204,7 +204,7 @@ def keep(
         of_another = False
         found = files.status(good)
         if found is not None and not stat.S_ISREG(found.st_mode):
-            raise MapError(f"{good}: is not a file; move it away, so that a copy can be kept")
+            raise MapError(f"{good}: is not a file, so no backup can be made; move it away")
         if found is not None and (former := _read_copy(good)) is not None:
             with closing(former):
                 if integrity.sums(db) == _sums_of(former):
@@ -216,12 +216,14 @@ def keep(
                     of_another = not _goes_on_from(db, former, path)
         for left in files.temporaries_of(good):  # of a process that was killed
             files.discard(left)
-        with placed(good, overwrite=True, doing="keeping a good copy", mode=mode) as temporary:
+        with placed(good, overwrite=True, doing="making the backup", mode=mode) as temporary:
             write_copy(db, temporary)
             with closing(connect_unchanging(temporary)) as copy:
                 _refuse(find_problems(copy), path)
             if of_another:
-                _log.warning("%s: of another map than %s; kept as %s.old", good, path, good)
+                _log.warning(
+                    "%s: is the backup of another map than %s; kept as %s.old", good, path, good
+                )
                 good.replace(f"{good}.old")
     return True
 
@@ -267,9 +269,9 @@ def _goes_on_from(db: sqlite3.Connection, former: sqlite3.Connection, path: Path
     # Ids are not used again, whatever is deleted.
     if our_last < last:
         raise MapError(
-            f"{path}: has lost keyframes, for it goes up to id {our_last} and its good copy to "
-            f"{last}; `hashvpr map restore --force {shlex.quote(str(path))}` brings them back, "
-            f"or delete {good_copy_of(path)} to do without them"
+            f"{path}: has lost keyframes: its last id is {our_last}, its backup ends at {last}; "
+            f"`hashvpr map restore --force {shlex.quote(str(path))}` restores them, or delete "
+            f"{good_copy_of(path)} to go on without them"
         )
     # After a loss, other keyframes have got these ids.
     found = db.execute(f"{content} WHERE id = ?", newest[:1]).fetchone()
@@ -302,7 +304,7 @@ def damage_of(path: str | Path, model: Mapping[str, str]) -> list[str]:
 
 
 def keep_good_copy(path: str | Path, mode: int = files.FILE_MODE) -> bool:
-    """Keep a good copy of a map before it is changed or replaced; see `keep`.
+    """Make the backup of a map before it is changed or replaced; see `keep`.
 
     Returns:
         whether a copy was made; False where there is no such map.
@@ -326,16 +328,16 @@ class Restored:
 
 
 def restore(path: str | Path, *, force: bool = False, mode: int = files.FILE_MODE) -> Restored:
-    """Put the last good copy in the place of a damaged map, which is kept under another name.
+    """Restore a damaged map from its backup; the damaged file is kept under another name.
 
     Args:
-        force: also where the map is sound.
+        force: also if the map is valid.
         mode: permissions of the restored file.
 
     Raises:
-        MapNotFoundError: there is no good copy. NewerMapError: map or copy are of a newer
-            version. MapError: the copy is damaged, the map is sound, in use or must not be read,
-            or the folder cannot be written. Map and copy are as they were.
+        MapNotFoundError: there is no backup. NewerMapError: map or backup are of a newer
+            version. MapError: the backup is damaged, the map is valid, in use or not readable,
+            or the folder cannot be written. Map and backup are unchanged.
     """
     path = files.resolve(path)
     good = good_copy_of(path)
@@ -344,24 +346,24 @@ def restore(path: str | Path, *, force: bool = False, mode: int = files.FILE_MOD
     damage = _problem(path) if there else ""
     if there and not damage and not (force and kept):
         raise MapError(
-            f"{path}: is sound; leave it" + (", or give --force to go back to the copy" * kept)
+            f"{path}: is not damaged; leave it"
+            + (", or give --force to restore the backup" * kept)
         )
     if not kept:
         raise MapNotFoundError(
-            f"{good}: there is no such file, so no good copy of the map was kept; "
+            f"{good}: no such file, so the map has no backup; "
             + (
-                "`hashvpr map prune --salvage` makes a map of what is sound, or build it anew"
+                "`hashvpr map prune --salvage` saves its valid keyframes, or build the map again"
                 if there
-                else "build it anew"
+                else "build the map again"
             )
         )
     if problem := _problem(good):
         raise MapError(
-            f"{good}: the copy is damaged, too ({problem}); `hashvpr map prune --salvage` makes a "
-            "map of what is sound"
+            f"{good}: the backup is damaged, too ({problem}); `hashvpr map prune --salvage` saves "
+            "the valid keyframes of the map"
             if damage
-            else f"{good}: the copy is damaged ({problem}), so that it is not put in the place of "
-            "the map"
+            else f"{good}: the backup is damaged ({problem}), so it is not restored; keep the map"
         )
     aside = files.dated(path, "damaged")
     try:
@@ -380,13 +382,13 @@ def restore(path: str | Path, *, force: bool = False, mode: int = files.FILE_MOD
 
 
 def replace_by_sound(store: Store, found: Salvage, mode: int = files.FILE_MODE) -> tuple[str, ...]:
-    """Put what is sound of a damaged map in its place; the damaged file is kept beside it.
+    """Replace a damaged map by its valid part; the damaged file is kept beside it.
 
     Ids stay, and the map is the same for whoever knows its `map_id`.
 
     Args:
         store: the map, locked against all others; its connection is closed then.
-        found: what is sound of it.
+        found: the valid part of the map.
         mode: permissions of the new file.
 
     Returns:

@@ -42,7 +42,7 @@ class MapReader:
         """Open a map, of whatever model, and check all of it.
 
         Args:
-            salvage: read what is sound of a damaged map; `left_out` says what is not.
+            salvage: read the valid keyframes of a damaged map; `left_out` lists the rest.
 
         Raises:
             MapNotFoundError, MapError: missing, foreign, newer. DamagedMapError: damaged. The
@@ -73,7 +73,7 @@ class MapReader:
         if problems := integrity.find_problems(store.db):
             raise DamagedMapError(
                 f"{self.path}: damaged ({problems[0]}); {remedy(self.path)}, or give --salvage to "
-                "go on with what is sound"
+                "use its valid keyframes"
             )
         names = {number: name for name, number in store.sessions().items()}
         self.columns = load_columns(checked_batches(store), names)

@@ -42,7 +42,7 @@ def export_map(
 
     Args:
         form: one of `FORMATS`.
-        salvage: take what is sound of a damaged map.
+        salvage: use the valid keyframes of a damaged map.
 
     Raises:
         MapError: the map cannot be read, has nothing that the format holds, or `out` cannot be

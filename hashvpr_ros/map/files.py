@@ -50,9 +50,9 @@ class LockedFile:
         with _registry:
             found = status(path)
             if found is None:
-                raise MapError(f"{path}: has vanished; give the path of a map")
+                raise MapError(f"{path}: no longer exists; give the path of a map")
             if not stat.S_ISREG(found.st_mode):
-                raise MapError(f"{path}: is not a file, so it is no map; give the path of a file")
+                raise MapError(f"{path}: is not a file; give the path of a map")
             self._key = (found.st_dev, found.st_ino)
             if self._key in _open_here:
                 raise MapError(
@@ -90,8 +90,8 @@ class LockedFile:
         """
         if not self.is_at(self.path):
             raise MapError(
-                f"{self.path}: was deleted or replaced while it was open; save what this process "
-                "has of it under another name (~/save_map)"
+                f"{self.path}: was deleted or replaced while it was open; save the map of this "
+                "process under another name (~/save_map)"
             )
 
     def mark(self) -> None:
@@ -118,8 +118,8 @@ class LockedFile:
             self._mark = now
             return
         raise MapError(
-            f"{self.path}: was changed by another program while it was open, so it is not used "
-            "any more; load it again (~/load_map), and replace maps by `mv`, never by `cp`"
+            f"{self.path}: was changed by another program while it was open, so it is no longer "
+            "used; load it again (~/load_map), and replace maps with `mv`, not with `cp`"
         )
 
     def close(self) -> None:
@@ -185,7 +185,7 @@ def size_of(path: str | Path) -> int:
 
 
 def good_copy_of(path: str | Path) -> Path:
-    """Where the last good copy of a map is kept: beside it."""
+    """Path of the backup, beside the map."""
     return Path(f"{path}.good")
 
 
@@ -231,20 +231,20 @@ def refuse_orphan_log(path: Path) -> None:
     for log in (wal_of(path), Path(f"{path}-journal")):
         if size_of(log):
             raise MapError(
-                f"{path}: cannot be made beside {log.name}, the log of a map that is gone; "
-                "delete the log or give another path"
+                f"{path}: cannot be created beside {log.name}, which belongs to a map that "
+                "does not exist; delete that file or give another path"
             )
 
 
 def refuse_kept_name(path: Path) -> None:
-    """Refuse to write under a name that is that of a map's log or of its good copy.
+    """Refuse to write under the name of a map's WAL or backup.
 
     Raises:
         MapError: it is.
     """
     if path.name[1:].endswith(_KEPT_NAMES):  # a map has a name
         raise MapError(
-            f"{path}: is the name of what a map keeps beside it (NAME.good, or its log); "
+            f"{path}: is the name of a file that a map keeps beside it (NAME.good, or its WAL); "
             "give another path"
         )
 
@@ -267,7 +267,7 @@ def fold_log(path: Path) -> None:
             db.close()
     except (sqlite3.Error, UnicodeDecodeError) as e:
         raise MapError(
-            f"{path}: its log cannot be folded in ({e}); delete the file and its log first"
+            f"{path}: its WAL cannot be merged into it ({e}); delete the file and its WAL first"
         ) from e
     if any(log.exists() for log in logs):
         raise MapError(f"{path}: another program has this file open; close it first")

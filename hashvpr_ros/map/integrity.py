@@ -1,9 +1,9 @@
-"""Whether a map is sound: checksums of rows, sums of tables, structure, and a log that is left.
+"""Whether a map is valid: checksums of rows, sums of tables, structure, and the WAL.
 
 A checksum within a row says nothing of a row that is gone, and SQLite's `integrity_check` nothing
 of a value that is another valid one. So the table `checks` has for each table the number of its
 rows and the sum of their checksums. Whoever writes rows adds theirs and subtracts those of rows
-that go. The sums are never taken anew from what is there, which would make damage look sound.
+that go. The sums are never recomputed from the rows, which would make damaged rows valid.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def checked_rows(db: sqlite3.Connection, table: str) -> list[tuple]:
 
 
 def find_problems(db: sqlite3.Connection) -> list[str]:
-    """Check all pages and all rows of a map; an empty list means that it is sound.
+    """Check all pages and all rows of a map; an empty list means that it is valid.
 
     It does not see bits that nobody reads, of free pages and of free space within pages, nor what
     `Store.file_problems` sees.
@@ -272,7 +272,7 @@ def _orphans(db: sqlite3.Connection) -> Iterator[str]:
             yield f"{count} {table} belong to no {parent[:-1]}"
 
 
-# The log that a killed writer left
+# The write-ahead log (WAL) that a killed writer left
 
 # SQLite takes any log of the right name for that of the file, also where the file was replaced
 # meanwhile. It reads a log up to the first frame that does not match its checksum, for there an
@@ -303,7 +303,7 @@ def check_leftover(db: sqlite3.Connection, path: Path) -> None:
     if problems := find_problems(db):
         raise blame_log(
             DamagedMapError(
-                f"{path}: damaged as read with {log.name}, the log that a killed writer left "
+                f"{path}: damaged when read with {log.name}, the WAL of a killed writer "
                 f"({problems[0]}); {remedy(path)}"
             ),
             path,
@@ -318,24 +318,24 @@ def check_leftover(db: sqlite3.Connection, path: Path) -> None:
                 f"{path}: {problem}, and {kept} cannot be written to keep it: {e.strerror}; "
                 "free some space or check the folder"
             ) from e
-        _log.warning("%s: %s; the log is kept as %s", path, problem, kept)
+        _log.warning("%s: %s; the WAL is kept as %s", path, problem, kept)
 
 
 def blame_log(error: DamagedMapError, path: Path) -> DamagedMapError:
-    """The error of a map that nobody writes; where the file alone is sound, it names the log."""
+    """The error of a map that nobody writes; it names the WAL if the file is valid without it."""
     log = files.wal_of(path)
     count = _held_without_log(path) if files.size_of(log) else None
     if count is None:
         return error
     return DamagedMapError(
-        f"{path}: damaged as read with {log.name}, the log that a killed writer left; the file "
-        f"alone is sound, with {count} keyframes: move the log away to go on from there, or "
+        f"{path}: damaged when read with {log.name}, the WAL of a killed writer; the file without "
+        f"the WAL is valid, with {count} keyframes: move the WAL away to use it, or "
         f"{remedy(path)}"
     )
 
 
 def _held_without_log(path: Path) -> int | None:
-    """How many keyframes the file holds without its log; None where it is not sound then."""
+    """How many keyframes the file holds without its WAL; None if it is not valid then."""
     try:
         with closing(connect_unchanging(path)) as db:
             check_tables(db, path)
@@ -368,7 +368,7 @@ def log_problems(path: Path) -> Iterator[str]:
         sums = _checksum(header[:24], order, (0, 0))
         sound = magic & ~1 == _MAGIC and page_size in _PAGE_SIZES
         if not sound or sums != struct.unpack_from(">II", header, 24):
-            yield f"log: its header is damaged, so that its {length} bytes are not read"
+            yield f"WAL: its header is damaged, so its {length} bytes are not read"
             return
         salts = header[16:24]
         damaged_at = lost = 0
@@ -377,7 +377,7 @@ def log_problems(path: Path) -> Iterator[str]:
             if len(frame) < _FRAME_HEADER + page_size:
                 break
             if damaged_at:
-                # After a checkpoint the log begins anew with other salts, over what was before.
+                # After a checkpoint SQLite overwrites the WAL from its start, with other salts.
                 lost += frame[8:16] == salts
                 continue
             sums = _checksum(frame[:8], order, sums)
@@ -386,8 +386,8 @@ def log_problems(path: Path) -> Iterator[str]:
                 damaged_at = at
     if lost:
         yield (
-            f"log: damaged at byte {damaged_at} (by a power cut or a flipped bit), so that {lost} "
-            "frames after it are not read; what was committed in them is lost"
+            f"WAL: damaged at byte {damaged_at} (by a power cut or a flipped bit), so the {lost} "
+            "frames after it are lost"
         )
 
 

@@ -55,7 +55,7 @@ def merge_maps(
     in all they hold are taken once, under the id of the first map that has them.
 
     Args:
-        salvage: take what is sound of damaged maps.
+        salvage: use the valid keyframes of damaged maps.
 
     Returns:
         what became of each map, in their order.

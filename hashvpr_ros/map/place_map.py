@@ -460,15 +460,15 @@ class PlaceMap(SearchableMap):
         """
         if self.read_only and self.left_out_damaged:
             raise DamagedMapError(
-                f"{self.path}: damaged, so no copy is made of it; `hashvpr map prune --salvage` "
-                "makes a map of what is sound"
+                f"{self.path}: damaged, so it is not copied; `hashvpr map prune --salvage` saves "
+                "its valid keyframes"
             )
         with self._snapshot(must_flush=False) as db:
             waiting = list(self._rows.waiting.values())
             return backup.copy_with(db, waiting, path, overwrite=overwrite, mode=self._file_mode)
 
     def verify(self) -> list[str]:
-        """Check the whole file, see `find_problems`; an empty list means that it is sound."""
+        """Check the whole file, see `find_problems`; an empty list means that it is valid."""
         with self._snapshot() as db:
             problems = find_problems(db)
             with self._lock:  # the writer stands still

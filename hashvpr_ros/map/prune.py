@@ -44,7 +44,7 @@ def prune_map(
         nearness: when a keyframe is redundant; None: the default.
         keep: keyframes; no more go when there are so few. None: no such bound.
         max_bytes: of the file; no more go when it is so small. None: no such bound.
-        salvage: take what is sound of a damaged map.
+        salvage: use the valid keyframes of a damaged map.
         progress: called for each keyframe that is compared.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What of a damaged map is as it was written; the rest is left out, counted and said."""
+"""The valid part of a damaged map; the rest is left out, counted and listed."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _MOST_FAILURES = 100_000
 
 @dataclass(frozen=True)
 class Salvage:
-    """What is sound of a map."""
+    """The valid part of a map."""
 
     meta: dict[str, str]
     sessions: dict[int, str]  # names by number
     batches: list[list[tuple]]  # rows of `keyframes` with `crc`, by id, whose content is sound
     verdicts: list[StoredVerdict]
     last_id: int  # the highest that was ever used, as far as is known
-    left_out: tuple[str, ...]  # what is not sound, a line each
+    left_out: tuple[str, ...]  # what is not valid, a line each
 
     def __len__(self) -> int:
         return sum(map(len, self.batches))
 
 
 def salvage(store: Store) -> Salvage:
-    """Find out what of a map is sound: every keyframe is read and tested with all that it holds.
+    """Find the valid part of a map: every keyframe is read and tested with all of its data.
 
     Raises:
         DamagedMapError: what made the map or which one it is cannot be read, so that nothing of
@@ -58,7 +58,7 @@ def salvage(store: Store) -> Salvage:
     if batches:
         highest = max(last, batches[-1][-1][0])
     if count is None:
-        left_out.insert(0, f"an unknown number of keyframes; {found} are sound")
+        left_out.insert(0, f"an unknown number of keyframes; {found} are valid")
     elif count != found:
         left_out.insert(0, f"{count - found} of {count} keyframes")
     sessions = {int(number): str(name) for number, name in _sound(db, "sessions", left_out)}
@@ -103,7 +103,7 @@ def _highest(db: sqlite3.Connection) -> int:
 
 
 def _batches(db: sqlite3.Connection, feature_dim: int, last: int) -> Iterator[list[tuple]]:
-    """Sound keyframes by id; a range that cannot be read is halved until the rest of it can."""
+    """Valid keyframes by id; a range that cannot be read is halved until the rest of it can."""
     failures = 0
     ranges = [(1, last)]  # the next at the end
     while ranges:

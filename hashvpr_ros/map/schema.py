@@ -135,7 +135,7 @@ def remedy(path: str | Path, otherwise: str = "restore it from a copy") -> str:
     """The end of a sentence that says that a map is damaged.
 
     Args:
-        otherwise: what helps where there is no good copy.
+        otherwise: the remedy if there is no backup.
     """
     good = good_copy_of(os.path.realpath(path))
     if not good.is_file():
@@ -149,7 +149,7 @@ def remedy(path: str | Path, otherwise: str = "restore it from a copy") -> str:
         check_tables(db, good)  # of a view, counting may have no end
         held = str(db.execute("SELECT count(*) FROM keyframes").fetchone()[0])
     return (
-        f"`hashvpr map restore {shlex.quote(str(path))}` brings back the last good copy, of "
+        f"`hashvpr map restore {shlex.quote(str(path))}` restores the backup of "
         f"{date:%Y-%m-%d %H:%M} with {held} keyframes"
     )
 
@@ -189,12 +189,12 @@ def check_header(fd: int, path: Path) -> None:
         raise DamagedMapError(f"{path}: damaged, it has no schema version; {remedy(path)}")
     if version < SCHEMA_VERSION:
         raise MapError(
-            f"{path}: made by a version before the first release (schema {version}, this one "
-            f"reads {SCHEMA_VERSION}); build it anew from its images"
+            f"{path}: made by a version before the first release (schema {version}, this version "
+            f"reads {SCHEMA_VERSION}); build it again from its images"
         )
     if version > SCHEMA_VERSION:
         raise NewerMapError(
-            f"{path}: made by a newer hashvpr_ros (schema {version}, this one reads up to "
+            f"{path}: made by a newer hashvpr_ros (schema {version}, this version reads up to "
             f"{SCHEMA_VERSION}); update hashvpr_ros"
         )
     (page_size,) = struct.unpack_from(">H", header, 16)
@@ -327,7 +327,7 @@ def explain(error: Exception, path: str | Path, doing: str) -> MapError:
     elif ("I/O" in text or "readonly" in text or "unable to open" in text) and _on_read_only(path):
         log = wal_of(Path(path))
         helps = f"its disk is read-only ({text}); " + (
-            f"its log {log.name} can be read where it can be written: copy both to such a disk"
+            f"its WAL {log.name} can only be read on a writable disk: copy both files to one"
             if doing == "opening" and size_of(log)
             else "make it writable, or open the map read-only (mode localization)"
             if doing.startswith("opening")
@@ -339,8 +339,8 @@ def explain(error: Exception, path: str | Path, doing: str) -> MapError:
         helps = "another process holds it; close that one first"
     elif isinstance(error, sqlite3.IntegrityError) and "UNIQUE" in text:
         helps = (
-            f"another program has written to this map meanwhile ({text}), and what it wrote "
-            "stays; save what this process has of it under another name (~/save_map)"
+            f"another program has written keyframes with the same ids ({text}), which stay; save "
+            "the keyframes of this process under another name (~/save_map)"
         )
     elif isinstance(error, (UnicodeDecodeError, sqlite3.DataError)) or any(
         word in text for word in ("malformed", "not a database", "decode to UTF-8")

@@ -27,7 +27,7 @@ def split_map(
         sessions: names; none: all.
         from_ns, to_ns: stamps from the first on, before the second, so that parts that meet at a
             stamp share no keyframe. None: no bound.
-        salvage: take what is sound of a damaged map.
+        salvage: use the valid keyframes of a damaged map.
 
     Returns:
         how many keyframes the part holds, and how many the map.

@@ -87,7 +87,8 @@ class Store:
         if files.status(path) is None:
             if (good := good_copy_of(path)).is_file():
                 raise MapNotFoundError(
-                    f"{path}: no such map, but {remedy(path)}; move {good.name} away to begin anew"
+                    f"{path}: no such map, but {remedy(path)}; move {good.name} away to start "
+                    "a new map"
                 )
             if read_only or not create:
                 raise MapNotFoundError(

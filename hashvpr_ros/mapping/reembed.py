@@ -44,7 +44,7 @@ def reembed_map(
     recognises less well than a map that the model made of the full images.
 
     Args:
-        salvage: take what is sound of a damaged map.
+        salvage: use the valid keyframes of a damaged map.
         progress: called for each keyframe that is written.
 
     Raises:

@@ -156,7 +156,7 @@ class Runtime:
         }
 
     def _keep_good_copy(self, place_map: PlaceMap) -> None:
-        """Keep a copy where the map is sound; a robot goes on without one."""
+        """Make the backup if the map is valid; a robot goes on without one."""
         if not self.config.map.keep_good_copy:
             return
         try:
@@ -164,10 +164,10 @@ class Runtime:
         except DamagedMapError as e:
             self._report(e)
         except MapError as e:
-            _log.warning("%s; the former copy stays", e)
+            _log.warning("%s; the former backup stays", e)
 
     def save_copy(self, path: Path, *, overwrite: bool) -> int:
-        """Write a complete copy of the map; of a map that it replaces, the good copy stays.
+        """Write a complete copy of the map; the backup of a replaced map stays.
 
         Returns:
             how many keyframes it holds.
@@ -179,7 +179,7 @@ class Runtime:
             try:
                 keep_good_copy(path, int(self.config.map.file_mode, 8))
             except MapError as e:
-                _log.warning("no good copy is made of what is replaced: %s", e)
+                _log.warning("no backup is made of the file that is replaced: %s", e)
         return self.map.copy_to(path, overwrite=overwrite)
 
     @property
@@ -308,7 +308,7 @@ class Runtime:
         return True
 
     def _load_again(self) -> None:
-        """Open the map in use anew, since others have changed its file.
+        """Open the map in use again, because another program has changed its file.
 
         Raises:
             MapError: keyframes wait that the file cannot take, or it cannot be opened. Then there
@@ -316,8 +316,8 @@ class Runtime:
         """
         if waiting := self.map.uncommitted():
             raise MapError(
-                f"{self.map.path}: was changed by another program, and {waiting} keyframes wait "
-                "that belong to what it was before; end the node to do without them"
+                f"{self.map.path}: was changed by another program, and {waiting} keyframes of "
+                "the former map wait; end the node to discard them"
             )
         path = self.map.path
         self.map.close()

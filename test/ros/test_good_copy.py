@@ -96,7 +96,7 @@ def test_a_damaged_map_is_refused_with_the_copy(start, path, good):
     node = start(map__path=str(path), **EVERYTHING)
     assert not node.change("configure")
     assert node.logged("keyframe 2: its thumbnail does not match its checksum") == 1
-    assert node.logged("brings back the last good copy, of 20") == 1
+    assert node.logged("restores the backup of 20") == 1
     assert node.logged("with 4 keyframes") == 1
     assert (path.read_bytes(), good.read_bytes()) == before
     assert restore(path).keyframes == 4
@@ -145,7 +145,7 @@ def test_a_map_that_cannot_be_read_is_refused_with_the_copy(start, path, good):
     path.write_bytes(path.read_bytes()[:5000])
     node = start(map__path=str(path), **EVERYTHING)
     assert not node.change("configure")
-    assert node.logged(f"`hashvpr map restore {path}` brings back the last good copy, of 20") == 1
+    assert node.logged(f"`hashvpr map restore {path}` restores the backup of 20") == 1
     assert restore(path).keyframes == 2
     assert node.change("configure"), node.text()
 
@@ -157,7 +157,7 @@ def test_a_map_that_is_gone_is_not_begun_anew_beside_its_copy(start, path, good)
     path.unlink()
     node = start(map__path=str(path), **EVERYTHING)
     assert not node.change("configure")
-    assert node.logged(f"`hashvpr map restore {path}` brings back the last good copy, of 20") == 1
+    assert node.logged(f"`hashvpr map restore {path}` restores the backup of 20") == 1
     assert not path.exists()
     assert restore(path).keyframes == 2
     assert node.change("configure"), node.text()

@@ -174,7 +174,7 @@ def test_a_name_that_is_no_text_is_told_escaped(built, tmp_path):
     path = tmp_path / os.fsdecode(b"\xff.vprmap")
     shutil.copy(built, path)
     for words, told in (
-        (["verify"], "sound, 4 keyframes"),
+        (["verify"], "OK, 4 keyframes"),
         (["info", "--json", f"{path}.json"], "keyframes"),
     ):
         done = subprocess.run(

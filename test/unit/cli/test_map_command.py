@@ -201,16 +201,16 @@ def test_a_command_that_replaces_a_map_keeps_a_good_copy_to_restore(run, tmp_pat
     first, out = small_map(tmp_path / "a map", 6), small_map(tmp_path / "out", 3)
     well(run("map", "split", first, out, "--session", "s6", "--overwrite"))
     assert PlaceMap.read_info(f"{out}.good").keyframes == 3
-    refused(run("map", "restore", out), "is sound", "--force")
+    refused(run("map", "restore", out), "is not damaged", "--force")
     out.write_bytes(out.read_bytes()[:5000])
     done = run("map", "verify", out)
     refused(done, "truncated", f"`hashvpr map restore {out}`", "with 3 keyframes")
     said = well(run("map", "restore", out))
     assert f"{out}: 3 keyframes" in said and f"{out}.damaged-" in said
-    assert "sound, 3 keyframes" in well(run("map", "verify", out))
-    refused(run("map", "restore", first), "is sound; leave it\n")  # which needs no copy
+    assert "OK, 3 keyframes" in well(run("map", "verify", out))
+    refused(run("map", "restore", first), "is not damaged; leave it\n")  # which needs no copy
     first.write_bytes(b"")
-    refused(run("map", "restore", first), "no good copy", "prune --salvage")
+    refused(run("map", "restore", first), "no backup", "prune --salvage")
 
 
 def test_what_is_replaced_and_damaged_leaves_the_copy_and_is_said(run, tmp_path):
@@ -218,7 +218,7 @@ def test_what_is_replaced_and_damaged_leaves_the_copy_and_is_said(run, tmp_path)
     well(run("map", "split", first, out, "--session", "s6", "--overwrite"))
     out.write_bytes(b"")
     done = run("map", "split", first, out, "--session", "s6", "--overwrite")
-    assert "6 of 6 keyframes" in well(done) and "no good copy is made: " in done.err
+    assert "6 of 6 keyframes" in well(done) and "no backup is made: " in done.err
     assert PlaceMap.read_info(f"{out}.good").keyframes == 3
 
 
@@ -227,7 +227,7 @@ def test_what_is_replaced_and_damaged_leaves_the_copy_and_is_said(run, tmp_path)
 
 def test_a_sound_map(run, built):
     before = built.read_bytes()
-    assert "sound, 4 keyframes" in well(run("map", "verify", built))
+    assert "OK, 4 keyframes" in well(run("map", "verify", built))
     assert built.read_bytes() == before
 
 
@@ -311,7 +311,7 @@ def test_merge(run, images, built, tmp_path):
         "taken_once": 0, "ids": [{"first_id": 1, "last_id": 4, "offset": 4}],
     }  # fmt: skip
     assert sessions_of(out) == [("first", 4), ("second", 4)]
-    assert "sound, 8" in well(run("map", "verify", out))
+    assert "OK, 8" in well(run("map", "verify", out))
     refused(run("map", "merge", built, other, out), out, "exists")
     well(run("map", "merge", built, other, out, "--overwrite"))
     assert "4 of them in an earlier map" in well(
@@ -355,7 +355,7 @@ def test_prune(run, images, built, tmp_path):
     assert (
         f"{out}: 4 of 8 keyframes, " in done and "\n  4 went for an older one of another" in done
     )
-    assert sessions_of(out) == [("first", 4)] and "sound, 4" in well(run("map", "verify", out))
+    assert sessions_of(out) == [("first", 4)] and "OK, 4" in well(run("map", "verify", out))
     found = strict_json(told)
     assert (found["before"], found["after"], found["near_other_session"]) == (8, 4, 4)
     refused(run("map", "prune", built, out, "--keep", "6"), out, "exists")
@@ -393,7 +393,7 @@ def test_split(run, images, built, tmp_path):
     done = well(run("map", "split", built, out, "--session", "second", "--overwrite"))
     assert "not calibrated any more: `hashvpr calibrate`" in done
     before = built.read_bytes()
-    assert sessions_of(out) == [("second", 4)] and "sound, 4" in well(run("map", "verify", out))
+    assert sessions_of(out) == [("second", 4)] and "OK, 4" in well(run("map", "verify", out))
     with PlaceMap.open(built, read_only=True) as place_map:
         second, last = (place_map.keyframes([i])[0].stamp_ns for i in (2, 4))
     bounds = [f"{ns // 10**9}.{ns % 10**9:09d}" for ns in (second, last)]
@@ -437,7 +437,7 @@ def test_reembed(run, images, built, tiny_model, tmp_path):
     assert "4 of 7 keyframes by tiny" in done and "less accurate" in done
     assert "left out: 2 without a thumbnail" in done and "1 with a thumbnail that cannot" in done
     assert strict_json(told) == {"keyframes": 4, "without_thumbnail": 2, "unreadable": 1}
-    assert "sound, 4" in well(run("map", "verify", out))
+    assert "OK, 4" in well(run("map", "verify", out))
     assert built.read_bytes() == before
     with PlaceMap.open(out, read_only=True) as place_map:
         assert place_map.feature_dim == 4 and place_map.keyframes(place_map.ids()) == lite

@@ -198,7 +198,7 @@ def test_a_writer_does_not_fold_its_log_into_what_was_copied_over(path):
         copy_over(path, other)
         add_places(place_map, 25, 26)
         place_map.flush()
-    with pytest.raises(MapError, match="the file alone is sound, with 30 keyframes"):
+    with pytest.raises(MapError, match="the file without the WAL is valid, with 30 keyframes"):
         open_map(path)
     os.rename(f"{path}-wal", f"{path}.log")
     assert content(path) == content(other)
@@ -262,11 +262,13 @@ def test_ids_that_another_writer_took_are_not_replaced(path, monkeypatch, caplog
             path,
         )
         add_places(place_map, 60, 63)
-        with pytest.raises(MapError, match=r"another program has written to this map .*save_map"):
+        with pytest.raises(
+            MapError, match=r"another program has written keyframes with the same ids .*save_map"
+        ):
             place_map.flush()
         # None is lost: in a copy they have other ids.
         assert place_map.copy_to(path.with_name("copy")) == 28
-        assert "keyframes 21 to 23 have the ids from 26 on" in caplog.text
+        assert "keyframes 21 to 23 get the ids from 26 on" in caplog.text
     stamps = [k[2] // 10**9 for k in content(path).values()]
     assert stamps == [*range(1, 21), *range(50, 55)] and damage_of(path, {}) == []
     with PlaceMap.open(path.with_name("copy"), read_only=True, verify=True) as copy:

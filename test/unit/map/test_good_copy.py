@@ -122,7 +122,7 @@ free = fill_up(disk)
 try:
     m.keep_good_copy()
 except MapError as e:
-    assert "keeping a good copy failed: the disk is full" in str(e), e
+    assert "making the backup failed: the disk is full" in str(e), e
 else:
     assert False
 assert open(disk + "/m.good", "rb").read() == before
@@ -164,7 +164,9 @@ def test_a_copy_that_holds_more_than_the_map_stays(path, good):
     with open_map(path, session="t") as place_map:
         for end in (21, 26):  # ids are given again
             add_places(place_map, 100, 100 + end - len(place_map))
-            with pytest.raises(MapError, match=r"to id 2\d and .* 30; `hashvpr map restore --f"):
+            with pytest.raises(
+                MapError, match=r"last id is 2\d.* at 30; `hashvpr map restore --f"
+            ):
                 place_map.keep_good_copy()
             assert good.read_bytes() == before
         # The map now goes on further than the copy, but not from there.
@@ -231,9 +233,7 @@ def test_opening_a_damaged_map_names_the_copy_and_how_to_go_back(path, good, dam
         with pytest.raises(MapError) as e:
             read()
         text = str(e.value)
-        assert (
-            f"`hashvpr map restore '{path}'` brings back the last good copy, of 2020-09-1" in text
-        )
+        assert f"`hashvpr map restore '{path}'` restores the backup of 2020-09-1" in text
         assert text.endswith("with 20 keyframes") and "\n" not in text
     with pytest.raises(MapError, match="hashvpr map restore"):
         MapReader(path)
@@ -306,22 +306,22 @@ def test_a_copy_is_not_put_beside_the_log_of_a_map_that_is_gone(path):
     keep_good_copy(path)
     path.unlink()
     Path(f"{path}-wal").write_bytes(b"committed once")
-    with pytest.raises(MapError, match="the log of a map that is gone"):
+    with pytest.raises(MapError, match="belongs to a map that does not exist"):
         restore(path)
     assert not path.exists() and Path(f"{path}-wal").read_bytes() == b"committed once"
 
 
 def test_restore_refuses(path, tmp_path):
     for force in (False, True):  # without a copy a sound map needs no advice
-        with refused(tmp_path, "is sound; leave it"):
+        with refused(tmp_path, "is not damaged; leave it"):
             restore(path, force=force)
     sound = path.read_bytes()
     flip(path, place(8).thumbnail)
-    with refused(tmp_path, "no good copy of the map was kept", error=MapNotFoundError):
+    with refused(tmp_path, "the map has no backup", error=MapNotFoundError):
         restore(path)
     path.write_bytes(sound)
     keep_good_copy(path)
-    with refused(tmp_path, "is sound", "--force"):
+    with refused(tmp_path, "is not damaged", "--force"):
         restore(path)
     with open_map(path) as place_map:
         add_places(place_map, 21, 23)
@@ -329,7 +329,7 @@ def test_restore_refuses(path, tmp_path):
     good = good_copy_of(path)
     path.write_bytes(b"")
     flip(good, place(8).thumbnail)
-    with refused(tmp_path, "the copy is damaged, too (keyframe 8"):
+    with refused(tmp_path, "the backup is damaged, too (keyframe 8"):
         restore(path)
 
 
@@ -343,9 +343,9 @@ def test_what_must_not_be_read_is_not_damaged(path, good, tmp_path):
         p.write_bytes(sound[p])
     # The map is looked at first: it needs no other where it is sound.
     flip(good, place(8).thumbnail)
-    with refused(tmp_path, f"{path}: is sound"):
+    with refused(tmp_path, f"{path}: is not damaged"):
         restore(path)
-    with refused(tmp_path, "the copy is damaged (keyframe 8", "not put in the place of the map"):
+    with refused(tmp_path, "the backup is damaged (keyframe 8", "so it is not restored"):
         restore(path, force=True)
     path.unlink()
     path.mkdir()
@@ -358,7 +358,7 @@ def test_damage_in_a_log_is_damage(path, good):
     log = Path(f"{path}-wal")
     assert damage_of(path, {}) == []
     flip(log, place(22).thumbnail)
-    assert [p[:12] for p in damage_of(path, {})] == ["log: damaged"]
+    assert [p[:12] for p in damage_of(path, {})] == ["WAL: damaged"]
     restored = restore(path)
     assert restored.keyframes == 20 and Path(f"{restored.set_aside}-wal").exists()
 

@@ -57,7 +57,9 @@ def test_a_log_beside_another_file_is_not_folded_in(path, tmp_path, same_map):
     shutil.copy(tmp_path / "copy", path)
     log = log_of(path).read_bytes()
     before = without_index(tmp_path)
-    with pytest.raises(MapError, match=f"m-wal.*alone is sound, with {held} keyframes: move"):
+    with pytest.raises(
+        MapError, match=f"m-wal.*without the WAL is valid, with {held} keyframes: move"
+    ):
         open_map(path)
     assert without_index(tmp_path) == before
     log_of(path).rename(tmp_path / "elsewhere")
@@ -91,7 +93,7 @@ def test_a_log_that_is_cut_short_is_said_and_kept(path, tmp_path, caplog):
         assert len(place_map) == 20 and place_map.verify() == []
         add_places(place_map, 21, 23)
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING and "what was committed in them" in record.message
+    assert record.levelno == logging.WARNING and "frames after it are lost" in record.message
     kept = [p for p in tmp_path.iterdir() if p.name.startswith("m-wal.damaged-20")]
     assert len(kept) == 1 and kept[0].read_bytes() == damaged and str(kept[0]) in record.message
     assert PlaceMap.read_info(path).keyframes == 22

@@ -164,7 +164,7 @@ def test_a_newer_schema(path, version, read_only):
 def test_a_schema_of_before_the_first_release(path, version, read_only):
     with altered(path) as db:
         db.execute(f"PRAGMA user_version = {version}")
-    refused(path, "before the first release .*build it anew from its images", read_only=read_only)
+    refused(path, "before the first release .*build it again from its images", read_only=read_only)
 
 
 @BOTH
@@ -602,8 +602,8 @@ def test_a_log_is_found_through_a_symbolic_link(path, tmp_path):
 def test_a_new_map_is_not_made_beside_the_log_of_a_deleted_one(path):
     crash(path, 21, 31)
     path.unlink()
-    refused(path, "the log of a map that is gone")
-    with open_map() as place_map, pytest.raises(MapError, match="the log of a map that is gone"):
+    refused(path, "belongs to a map that does not exist")
+    with open_map() as place_map, pytest.raises(MapError, match="a map that does not exist"):
         place_map.copy_to(path)
     assert not path.exists()
     path.with_name(path.name + "-wal").unlink()
@@ -765,7 +765,7 @@ def test_flipped_bits_in_the_log_lose_no_more_than_its_end(path, tmp_path):
             assert len(place_map) in (20, 30)
             problems = place_map.verify()
             if i % 2 == 0 and len(place_map) == 20 and at < last_frame:
-                assert len(problems) == 1 and problems[0].startswith("log: "), at
+                assert len(problems) == 1 and problems[0].startswith("WAL: "), at
                 said += 1
             else:
                 assert problems == []
