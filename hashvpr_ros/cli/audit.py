@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     "--plot",
     type=PLOT_FILE,
     default=None,
-    help="Also draw the pairs, on the map where it has poses: PNG or SVG.",
+    help="Also draw the pairs (PNG or SVG), on the map if it has poses.",
 )
 @click.option(
     "--show",
     type=click.IntRange(0),
     default=10,
     show_default=True,
-    help="Pairs to print; --json has all.",
+    help="Number of pairs to print; --json has all.",
 )
 @click.option(
     "--rviz",
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(path: Path, plot: Path | None, show: int, rviz: bool, json_path: Path | None) -> None:
-    """Which distant places of MAP look as alike as neighbouring ones do?
+    """List distant places of MAP that are as similar as neighbouring ones (perceptual aliasing).
 
-    There a single image says little: keep `matching.temporal` at both, give the node odometry, or
-    look at what a closure there leads to.
+    At these places a single image is not reliable: keep `matching.temporal` at both, and give the
+    node odometry.
     """
     from hashvpr_ros.evaluation.audit import audit
     from hashvpr_ros.map.place_map import PlaceMap

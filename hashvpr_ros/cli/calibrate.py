@@ -41,18 +41,18 @@ _BAG_OPTIONS = "--image-topic", "--pose-topic", "--angle", "--allow-partial"
 
 @click.command(name="calibrate")
 @click.argument("path", metavar="MAP", type=PATH)
-@click.option("--bag", type=PATH, help="rosbag2 of another drive.")
+@click.option("--bag", type=PATH, help="rosbag2 of another traverse.")
 @click.option("--image-topic", help="Image or CompressedImage topic of the bag.")
-@click.option("--pose-topic", help="Poses in the frame of the map's own.")
+@click.option("--pose-topic", help="Pose topic, in the frame of the map's poses.")
 @click.option(
     "--images",
     type=PATH,
-    help="Folder in a layout of `hashvpr evaluate`, of whose references the map was made.",
+    help="Folder in a layout of `hashvpr evaluate`; the map was made from its references.",
 )
 @near_options("--bag", utm=True)
 @allow_partial_option
-@click.option("--dry-run", is_flag=True, help="Say what would be kept, and leave the map alone.")
-@click.option("--clear", is_flag=True, help="Forget the map's calibration instead.")
+@click.option("--dry-run", is_flag=True, help="Print the result without changing the map.")
+@click.option("--clear", is_flag=True, help="Delete the calibration of the map instead.")
 @set_option("matching.target_precision=0.995")
 @engine_option
 @json_option
@@ -71,13 +71,12 @@ def command(
     engine_path: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Fit how sure matches with MAP are, and keep it in MAP.
+    """Fit the probabilities of matches with MAP, and store the curve in MAP.
 
-    Needs images of the map's places that the map was not made of, and to know where they were
-    taken. Wrong matches are taken from the map itself: an image is matched with the half of the
-    map in which its place is not. The node then accepts what is right with `target_precision`,
-    where odometry cannot object: in mode localization, and between sessions. Images that cannot be
-    read are left out: the exit code is 3 then.
+    Needs other images of the map's places, with their positions. Negatives come from the map
+    itself: each image is also matched with the half of the map that does not contain its place.
+    The curve is used where odometry cannot exclude matches: in mode localization, and between
+    sessions. Images that cannot be read are left out: the exit code is then 3.
 
     \b
     hashvpr calibrate office.vprmap --bag evening --image-topic /camera/image --pose-topic /pose

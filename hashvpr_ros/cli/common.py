@@ -39,7 +39,7 @@ engine_option = click.option(
     "engine_path",
     type=PATH,
     default=None,
-    help="Model file (.onnx, .engine, .pth). Default: the lite model of the package.",
+    help="Model file (.onnx, .engine, .pth). Default: the model of the package.",
 )
 json_option = click.option(
     "--json",
@@ -66,7 +66,7 @@ def tell_left_out(path: Path, left_out: Sequence[str]) -> None:
 allow_partial_option = click.option(
     "--allow-partial",
     is_flag=True,
-    help="Use a bag that holds fewer messages than it lists: cut off, damaged, or a part missing.",
+    help="Also read a bag with fewer messages than it lists: cut off, damaged, or incomplete.",
 )
 
 
@@ -85,15 +85,15 @@ def near_options(where: str, utm: bool = False) -> Callable[[Any], Any]:
         "radius_m",
         type=FiniteRange(0, min_open=True),
         default=None,
-        help=f"With {where}{', or in layout utm' if utm else ''}: metres within which two images "
-        f"show one place. Default: {default}.",
+        help=f"With {where}{', or in layout utm' if utm else ''}: maximum "
+        f"distance in metres of two images of one place. Default: {default}.",
     )
     angle = click.option(
         "--angle",
         "angle_deg",
         type=FiniteRange(0, 180),
         default=None,
-        help=f"With {where}: degrees by which they may look apart. Default: "
+        help=f"With {where}: maximum difference in heading, degrees. Default: "
         f"{DEFAULT_ANGLE_DEG:g}.",
     )
     return lambda command: radius(angle(command))

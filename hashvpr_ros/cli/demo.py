@@ -45,13 +45,13 @@ _PLAY_HZ = 10.0  # images a second, as most robots give
     type=FiniteRange(0.5, 60.0),
     default=_PLAY_HZ,
     show_default=True,
-    help="Images a second that are played.",
+    help="Playback rate, images per second.",
 )
 def command(data: Path | None, out: Path, hz: float) -> None:
-    """Play a bag to a real node over DDS, and report what it recognised.
+    """Play a bag to a real node over DDS, and write a report.
 
-    Needs ROS 2 and the built messages: `make demo` brings both. Images that cannot be read, or
-    that the node does not answer, are lost: the exit code is 3 then.
+    Needs ROS 2 and the built messages; `make demo` provides both. Images that cannot be read, or
+    that the node does not answer, are lost: the exit code is then 3.
     """
     check_ros()
     replaced = (

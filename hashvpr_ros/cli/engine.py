@@ -45,7 +45,7 @@ def command() -> None:
     type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
-    help="Images at a time; the node needs one.",
+    help="Batch size; the node needs 1.",
 )
 def build(
     model: Path,
@@ -57,7 +57,7 @@ def build(
 ) -> None:
     """Build the engine OUT for the GPU of this machine; takes minutes.
 
-    It runs on this kind of GPU under this version of TensorRT alone.
+    The engine runs only on this GPU type, with this version of TensorRT.
 
     \b
     hashvpr engine build vitb_322.onnx vitb_322.engine --timing-cache ~/.cache/vpr.timing
@@ -88,7 +88,7 @@ def build(
 @click.argument("path", metavar="FILE", type=PATH)
 @json_option
 def info(path: Path, json_path: Path | None) -> None:
-    """Say what an .onnx or .engine file is; needs no GPU."""
+    """Print the facts of an .onnx or .engine file; needs no GPU."""
     path = path.expanduser()
     suffix = path.suffix.lower()
     if suffix == ".onnx":

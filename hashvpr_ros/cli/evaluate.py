@@ -70,12 +70,12 @@ _BAG_OPTIONS = (
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Also accept references within so many indices of a correct one.",
+    help="Also accept references within this many indices of a correct one.",
 )
 @click.option(
     "--ablate",
     is_flag=True,
-    help="Compare every way: code, float, re-ranked, over time, and without a network.",
+    help="Compare all methods: binary, float, re-ranked, with temporal filtering, and baselines.",
 )
 @click.option(
     "--report",
@@ -110,18 +110,18 @@ _BAG_OPTIONS = (
 @click.option(
     "--map-bag",
     type=PATH,
-    help="Recognize the images of BAG by those of this bag. Needs --truth.",
+    help="Bag with the reference images; BAG has the queries. Needs --truth.",
 )
-@click.option("--image-topic", help="Of both bags. Default: their only one.")
+@click.option("--image-topic", help="Image topic of both bags. Default: their only one.")
 @click.option("--truth", help="With --map-bag: pose topic of BAG, or a TUM trajectory of it.")
-@click.option("--map-truth", help="The same of --map-bag. Default: the topic of --truth.")
+@click.option("--map-truth", help="Ground truth of --map-bag. Default: the topic of --truth.")
 @click.option(
     "--spacing",
     "spacing_m",
     type=FiniteRange(0),
     default=1.0,
     show_default=True,
-    help="With --map-bag: metres from one image that is taken to the next.",
+    help="With --map-bag: distance between two images that are used, metres.",
 )
 @near_options("--map-bag", utm=True)
 @allow_partial_option
@@ -154,11 +154,11 @@ def command(
     traverses, ref/ becomes the map and query/ is played to the node's recognizer at its defaults.
     A drive is played to it in mode slam. With bags, BAG has the queries and --map-bag the
     references; the poses of both are in one frame. Images that cannot be read are left out: the
-    exit code is 3 then.
+    exit code is then 3.
 
     \b
     hashvpr evaluate corridor/
-    hashvpr evaluate corridor/ --ablate --report ways.html
+    hashvpr evaluate corridor/ --ablate --report all.html
     hashvpr evaluate evening --map-bag morning --truth /ground_truth --ablate
     hashvpr evaluate --suite data/ --queries sped=439:589 --report suite.html
     """

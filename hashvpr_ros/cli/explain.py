@@ -30,29 +30,29 @@ _DRAWN = 3  # hypotheses
 @click.command(name="explain")
 @click.argument("bag", type=PATH)
 @click.option(
-    "--stamp", "stamp_s", type=float, default=None, help="Of the image, in seconds as in ROS."
+    "--stamp", "stamp_s", type=float, default=None, help="Stamp of the image, in seconds."
 )
-@click.option("--camera", default=None, help="Of the image, where there are several.")
+@click.option("--camera", default=None, help="Camera of the image, if there are several.")
 @click.option(
     "--place",
     "places",
     type=click.IntRange(1),
     multiple=True,
-    help="Keyframe of the map: say what became of it. May be repeated.",
+    help="Id of a keyframe: explain why it was chosen or not. May be repeated.",
 )
 @click.option(
     "--map",
     "map_path",
     type=PATH,
     default=None,
-    help="The map, whose thumbnails are drawn.",
+    help="Map with the thumbnails to draw.",
 )
 @click.option(
     "--images",
     "images_bag",
     type=PATH,
     default=None,
-    help="Bag whose images are drawn, where BAG has none and the map has no thumbnail.",
+    help="Bag with the images to draw, if BAG and the map have none.",
 )
 @click.option(
     "--plot",
@@ -75,8 +75,9 @@ def command(
 ) -> None:
     """Why did the image at a stamp get a loop closure, or none?
 
-    BAG is a bag with the node's ~/ledger (publish.ledger: true), or what `hashvpr replay BAG --set
-    publish.ledger=true` leaves in its OUT/ledger. Without --stamp all reasons are counted.
+    BAG is a bag with the node's ~/ledger (publish.ledger: true), or OUT/ledger of
+    `hashvpr replay BAG --set publish.ledger=true`. Without --stamp, the reasons of all images are
+    counted.
     """
     from hashvpr_ros.datasets.bag import Losses, read_own
 

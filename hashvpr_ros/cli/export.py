@@ -59,13 +59,13 @@ SIZE = _Size()
     "--batch",
     default="dynamic",
     show_default=True,
-    help="Images at a time: a number, or dynamic.",
+    help="Batch size: a number, or dynamic.",
 )
 @click.option(
     "--calibration",
     type=AnyPath(file_okay=False),
     default=None,
-    help="Folder of images from where the robot drives: to calibrate int8, and to check by.",
+    help="Folder of images of the robot's environment, for int8 calibration and for the check.",
 )
 @click.option("--name", default=None, help="Of the model, in the file.")
 @click.option("--license", "license_", default=None, help="Of the weights, in the file.")

@@ -15,17 +15,17 @@ from hashvpr_ros.errors import HashVprError
 # Name -> one line of help. The module `cli/<name>.py` with its `command` is imported when used.
 COMMANDS = {
     "map": "Build, inspect, verify, merge, prune, split and export maps.",
-    "audit": "Which distant places of a map look alike.",
-    "calibrate": "Fit how sure matches with a map are.",
-    "query": "Ask which places of a map images show.",
+    "audit": "List distant places of a map that look alike.",
+    "calibrate": "Fit the probabilities of matches with a map.",
+    "query": "Find the places of a map that images show.",
     "evaluate": "Measure recall, loop closures and latency on image sets.",
-    "replay": "Run the node's code on a bag, offline; or the node itself.",
-    "explain": "Say why a match was or was not made, from recorded ledgers.",
-    "bench": "Measure search, engine and node beside the bare libraries.",
-    "demo": "Run the node on a course that is driven twice, and report.",
+    "replay": "Run the node's code on a bag, offline; or play it to a node.",
+    "explain": "Explain why an image got a loop closure, or none.",
+    "bench": "Time search, model and node against the plain libraries.",
+    "demo": "Play a bag to the node over DDS, and write a report.",
     "train": "Train the float or the hash branch of a network.",
-    "export": "Write an engine file from a checkpoint.",
-    "engine": "Build TensorRT engines, and say what an engine file is.",
+    "export": "Export a checkpoint to an .onnx file.",
+    "engine": "Build TensorRT engines; print the facts of a model file.",
     "config": "Print every parameter of the node as YAML.",
 }
 
@@ -57,8 +57,8 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Visual place recognition: maps, queries, evaluation and benchmarks.
 
-    Exit codes: 0, all went well; 2, an error; 3, there is a result, but it lacks images that could
-    not be read or were not answered; 130, interrupted.
+    Exit codes: 0, success; 2, an error; 3, there is a result, but it lacks images that could not
+    be read or were not answered; 130, interrupted.
     """
 
 

@@ -48,7 +48,7 @@ for _command in COMMANDS:
 @command.command()
 @click.argument("out", type=PATH)
 @click.option("--images", type=PATH, help="Folder of images.")
-@click.option("--bag", type=PATH, help="rosbag2, sqlite3 or mcap.")
+@click.option("--bag", type=PATH, help="rosbag2 (sqlite3 or mcap).")
 @click.option("--image-topic", help="Image or CompressedImage topic of the bag.")
 @click.option("--pose-topic", default="", help="Odometry or PoseStamped topic of the bag.")
 @click.option("--session", default="", help="Name of the session. Default: a UUID.")
@@ -74,9 +74,9 @@ def build(
 ) -> None:
     """Build the map OUT from a folder of images or a bag.
 
-    A folder has no times: each of its images becomes a keyframe. OUT appears when all went well;
-    what --append added before an error stays. Images that cannot be read are left out: the exit
-    code is 3 then.
+    A folder has no stamps: each of its images becomes a keyframe. OUT appears when it is complete.
+    With --append, keyframes that were added before an error stay. Images that cannot be read are
+    left out: the exit code is then 3.
 
     \b
     hashvpr map build office.vprmap --images office/

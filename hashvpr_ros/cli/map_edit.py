@@ -52,11 +52,11 @@ def _tell_calibration(calibrated: bool) -> None:
 def merge(
     maps: tuple[Path, ...], out: Path, overwrite: bool, salvage: bool, json_path: Path | None
 ) -> None:
-    """Write one map OUT of several that the same model made.
+    """Merge maps of the same model into one map OUT.
 
-    Ids of the first MAP stay, and those of each other that are free; else they are moved up by
-    one offset, which is printed and written by --json. Sessions keep their names. Keyframes that
-    copies or parts of one map have in common are taken once.
+    The first MAP keeps its ids. Another MAP keeps its ids if they are all free; else they are
+    moved by one offset, which is printed and written by --json. Sessions keep their names.
+    Keyframes that copies or parts of one map have in common are taken once.
 
     \b
     hashvpr map merge monday.vprmap tuesday.vprmap week.vprmap
@@ -94,21 +94,21 @@ def merge(
     type=click.IntRange(0, 512),
     default=24,
     show_default=True,
-    help="Codes are near that differ in at most this many of 512 bits.",
+    help="Similar: Hamming distance of at most this many of 512 bits,",
 )
 @click.option(
     "--within-m",
     type=FiniteRange(min=0),
     default=1.0,
     show_default=True,
-    help="Poses are near that are at most this many metres apart,",
+    help="and, with poses, at most this many metres apart,",
 )
 @click.option(
     "--within-rad",
     type=FiniteRange(min=0),
     default=0.35,
     show_default=True,
-    help="and turned by at most this many radians.",
+    help="and at most this many radians apart.",
 )
 @_overwrite_option
 @salvage_option
@@ -125,11 +125,11 @@ def prune(
     salvage: bool,
     json_path: Path | None,
 ) -> None:
-    """Write MAP as OUT without keyframes that show what others show.
+    """Write MAP to OUT without redundant keyframes.
 
-    One goes where an older one near it stays: of the same camera, with a code as near as
-    --within-bits and, where both have poses in one frame, at most --within-m and --within-rad
-    away. Ids survive. With --keep or --max-mb no more go than must, the most redundant first.
+    A keyframe is redundant if a similar older one is kept: of the same camera, within
+    --within-bits and, if both have poses in one frame, within --within-m and --within-rad. Ids
+    stay the same. --keep and --max-mb stop at that size; the most redundant are removed first.
 
     \b
     hashvpr map prune office.vprmap small.vprmap --max-mb 20
@@ -193,9 +193,9 @@ class _Stamp(click.ParamType):
 @click.command()
 @_map_argument
 @_out_argument
-@click.option("--session", "sessions", multiple=True, help="Name of a session; again for more.")
+@click.option("--session", "sessions", multiple=True, help="Name of a session. May be repeated.")
 @click.option("--from-s", "from_ns", type=_Stamp(), help="First stamp, in seconds.")
-@click.option("--to-s", "to_ns", type=_Stamp(), help="First stamp that is not wanted any more.")
+@click.option("--to-s", "to_ns", type=_Stamp(), help="End of the range, in seconds; not included.")
 @_overwrite_option
 @salvage_option
 @json_option
@@ -209,9 +209,9 @@ def split(
     salvage: bool,
     json_path: Path | None,
 ) -> None:
-    """Write a part of MAP as OUT: sessions, a stretch of time, or both.
+    """Write a part of MAP to OUT: sessions, a time range, or both.
 
-    Ids survive, and MAP stays as it is.
+    Ids stay the same, and MAP does not change.
 
     \b
     hashvpr map split week.vprmap monday.vprmap --session monday
@@ -248,10 +248,10 @@ def split(
 def export(
     path: Path, out: Path, form: str, overwrite: bool, salvage: bool, json_path: Path | None
 ) -> None:
-    """Write MAP as OUT in a format that others read.
+    """Write MAP to OUT in a format for other programs.
 
-    csv: a row for each keyframe, without its feature. tum: poses by stamp. npz: arrays for
-    numpy, features and codes among them.
+    csv: a row for each keyframe, without its float descriptor. tum: poses sorted by stamp. npz:
+    numpy arrays, with binary and float descriptors.
 
     \b
     hashvpr map export office.vprmap office.csv --format csv
@@ -291,11 +291,11 @@ def reembed(
     salvage: bool,
     json_path: Path | None,
 ) -> None:
-    """Write MAP as OUT with another model's descriptors of its thumbnails.
+    """Compute the descriptors of MAP again with another model, from its thumbnails, into OUT.
 
-    Thumbnails are small (160 px by default), so that places are recognised less well than in a
-    map that the model made of the full images: where there are these, build a new map. Ids,
-    sessions, stamps and poses survive; keyframes without a thumbnail are left out.
+    Thumbnails are small (160 px by default), so recognition is worse than with the full images.
+    If you still have these, build a new map instead. Ids, sessions, stamps and poses stay the
+    same; keyframes without a thumbnail are left out.
 
     \b
     hashvpr map reembed office.vprmap office_b.vprmap --engine vitb_322.onnx

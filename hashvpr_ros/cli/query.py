@@ -44,10 +44,10 @@ def command(
     show: int,
     json_path: Path | None,
 ) -> None:
-    """Which places of MAP do the images show, each by itself?
+    """Find the places of MAP that each image shows.
 
-    One image is no loop closure: the node asks the images before it, too. Images that cannot be
-    read are left out: the exit code is 3 then.
+    Each image is judged by itself. The node also uses the preceding images (sequence matching).
+    Images that cannot be read are left out: the exit code is then 3.
     """
     from hashvpr_ros.config import from_flat
     from hashvpr_ros.datasets.folder import read_image

@@ -57,15 +57,15 @@ if TYPE_CHECKING:
     "--image-topic",
     "image_topics",
     multiple=True,
-    help="Image topic of the bag; may be repeated. Default: the bag's, where it has one.",
+    help="Image topic of the bag; may be repeated. Default: the only one of the bag.",
 )
-@click.option("--pose-topic", default=None, help="Odometry topic that the node is to listen to.")
+@click.option("--pose-topic", default=None, help="Odometry topic for the node.")
 @click.option(
     "--map",
     "map_path",
     type=PATH,
     default=None,
-    help="Map to begin with; it is copied, never changed. Default: an empty one.",
+    help="Map to start with; it is copied and does not change. Default: an empty map.",
 )
 @click.option(
     "--out",
@@ -78,8 +78,8 @@ if TYPE_CHECKING:
     "--truth",
     default=None,
     metavar="FILE|TOPIC",
-    help="Ground truth: a TUM trajectory, or a pose topic of the bag. Places of MAP that it does "
-    "not reach are where the map says. Then there is a report.",
+    help="Ground truth, for the report: a TUM trajectory, or a pose topic of the bag. Places of "
+    "MAP outside of it keep their positions from MAP.",
 )
 @near_options("--truth")
 @click.option("--ros", is_flag=True, help="Play the bag to a live node over DDS instead.")
@@ -88,13 +88,13 @@ if TYPE_CHECKING:
     type=FiniteRange(0.01, 100.0),
     default=1.0,
     show_default=True,
-    help="With --ros: times the bag's own speed.",
+    help="With --ros: playback rate, as a multiple of the bag's speed.",
 )
 @click.option(
     "--against",
     type=PATH,
     default=None,
-    help="Decisions of another run, its OUT/decisions.jsonl: say where the two part first.",
+    help="OUT/decisions.jsonl of another run: print the first decision that differs.",
 )
 @allow_partial_option
 @json_option
@@ -115,11 +115,12 @@ def command(
     allow_partial: bool,
     json_path: Path | None,
 ) -> None:
-    """Run the node's own code on BAG, without ROS and as fast as it goes.
+    """Run the node's code on BAG, without ROS and as fast as possible.
 
-    The same bag and settings give the same digest of all decisions, every time, and that of the
-    live node where it drops no image and its odometry comes in time (pose.wait_s). Images that
-    cannot be read, or that a live node does not answer, are left out: the exit code is 3 then.
+    The same bag and parameters always give the same digest of all decisions. The live node has
+    the same digest if it drops no image and its odometry arrives in time (pose.wait_s). Images
+    that cannot be read, or that a live node does not answer, are left out: the exit code is then
+    3.
     """
     from hashvpr_ros.config import from_flat
     from hashvpr_ros.datasets.bag import Losses

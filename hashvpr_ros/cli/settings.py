@@ -20,7 +20,7 @@ def set_option(example: str) -> Callable[[Any], Any]:
         "changes",
         multiple=True,
         metavar="NAME=VALUE",
-        help=f"Another value for a setting, such as {example}. May be repeated.",
+        help=f"Set a parameter, such as {example}. May be repeated.",
     )
 
 

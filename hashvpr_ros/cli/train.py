@@ -36,11 +36,11 @@ def _example(context: click.Context, _: Any, wanted: bool) -> None:
     is_eager=True,
     expose_value=False,
     callback=_example,
-    help="Print every setting as YAML, and end.",
+    help="Print every setting as YAML and exit.",
 )
 @click.argument("branch", type=click.Choice(["float", "hash"]))
 @click.argument("config", type=AnyPath(dir_okay=False))
-@click.option("--resume", is_flag=True, help="Go on from the last epoch of the output folder.")
+@click.option("--resume", is_flag=True, help="Continue after the last epoch of the output folder.")
 @set_option("optimizer.epochs=5")
 def command(branch: str, config: Path, resume: bool, changes: tuple[str, ...]) -> None:
     """Train BRANCH beside a frozen backbone with the settings of CONFIG.

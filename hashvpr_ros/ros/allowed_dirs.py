@@ -47,7 +47,7 @@ class AllowedDirs:
         for folder in folders:
             if not folder.startswith("/") or "\0" in folder:
                 raise ConfigError(
-                    f"map.allowed_dirs: {_shown(folder)} is no absolute path of a folder; "
+                    f"map.allowed_dirs: {_shown(folder)} is not an absolute path of a folder; "
                     "begin it with / or ~/"
                 )
         self._folders = list(dict.fromkeys(_normal(folder) for folder in folders))
@@ -68,7 +68,7 @@ class AllowedDirs:
 
         Raises:
             PathError: the path is malformed, leads outside the allowed folders, or is the name of
-                a map's log or of its good copy.
+                a map's WAL or of its backup.
         """
         resolved = self._resolve(path)
         try:
@@ -99,7 +99,7 @@ class AllowedDirs:
             raise PathError(f"{resolved}: exists; give another path or set overwrite")
         if not _is_map(resolved):
             raise PathError(
-                f"{resolved}: exists and is no map, so it is not replaced; give another path"
+                f"{resolved}: exists and is not a map, so it is not replaced; give another path"
             )
         return resolved
 
@@ -109,7 +109,7 @@ class AllowedDirs:
         if path.startswith("~"):
             raise PathError(f"{shown}: names the folder of a user; write that folder out")
         if not path.startswith("/"):
-            raise PathError(f"{shown}: is no absolute path; begin it with / or ~/")
+            raise PathError(f"{shown}: is not an absolute path; begin it with / or ~/")
         if not path.isprintable():
             raise PathError(f"{shown}: has characters that cannot be printed; give another path")
         if ".." in path.split("/"):

@@ -44,7 +44,7 @@ class ManagerBond:
         # Also where nobody has ever answered, as without a manager.
         if self._formed and not self._closing.is_set():
             self._node.get_logger().warning(
-                "the lifecycle manager has ended the bond, or is gone: the node goes on"
+                "the lifecycle manager has ended the bond or has died: the node continues"
             )
 
     def close(self) -> None:

@@ -107,15 +107,15 @@ class Cameras:
         if clock:
             self._say_once(
                 f"{camera} {clock}",
-                f"images of camera {camera} have no stamp: the time of their arrival is used to "
-                f"find their pose and to store them, by {clock}",
+                f"images of camera {camera} have no stamp: their time of arrival is used, by "
+                f"{clock}",
             )
         self._ahead_ns[camera] = stamp_ns - time.monotonic_ns()
         run, back_ns = self._watch.see(camera, stamp_ns)
         if back_ns > JUMP_NS:
             self._node.get_logger().warning(
-                f"stamps of camera {camera} went back by {back_ns / 1e9:.1f} s (a bag that was "
-                "started again?): what follows is recorded as a new session"
+                f"stamps of camera {camera} went back by {back_ns / 1e9:.1f} s (was a bag "
+                "restarted?): a new session begins"
             )
         elif back_ns:
             self._say_once(f"{camera} order", f"images of camera {camera} come out of order")
@@ -138,7 +138,7 @@ class Cameras:
         return Problem(
             "clock",
             f"stamps of camera {camera} are {apart_text(apart_s)} from those of camera {first}, "
-            "so their images are never of one instant: let both drivers stamp by one clock",
+            "so they never form a frame set: use the same clock for both drivers",
         )
 
 
@@ -169,8 +169,8 @@ class _CameraInput:
             return None
         return Problem(
             "slow",
-            f"images on {self.input.topic} come at {rate_hz:.1f} Hz, and {expected_hz:g} Hz are "
-            "expected (input.expected_rate_hz): see to the camera, its exposure and the network",
+            f"images on {self.input.topic} come at {rate_hz:.1f} Hz, but {expected_hz:g} Hz are "
+            "expected (input.expected_rate_hz): check the camera, its exposure and the network",
         )
 
     def state(self) -> str:

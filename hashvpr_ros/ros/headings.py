@@ -64,7 +64,7 @@ class TfHeadings:
                 return Problem(
                     "frames",
                     f"no heading of camera {camera} from tf: {why}; correct input.heading_frame, "
-                    "start what publishes the frames, or give input.camera_headings",
+                    "start the publisher of the frames, or give input.camera_headings",
                 )
         return None
 

@@ -16,10 +16,10 @@ from hashvpr_ros.ros.ending import Ending, leave
 
 _USAGE = """usage: vpr_node [--help] [--ros-args ...]
 
-Visual place recognition, as a lifecycle node. It is set by parameters alone:
+Visual place recognition, as a lifecycle node. Its settings are ROS parameters:
   ros2 run hashvpr_ros vpr_node --ros-args -p mode:=slam -p autostart:=true
   ros2 run hashvpr_ros vpr_node --ros-args --params-file vpr.yaml -r image:=/camera/image_raw
-`ros2 run hashvpr_ros hashvpr config` prints all parameters, with what they mean.
+`ros2 run hashvpr_ros hashvpr config` prints all parameters and explains them.
 Without autostart it waits for `ros2 lifecycle set /vpr_node configure`, then `activate`."""
 
 # Each of the node's groups of callbacks may take one; the services take up to 15.
@@ -29,7 +29,7 @@ _MOST_BYTES = 10_000_000  # of a file of parameters
 # What helps where rcl refuses an argument, by what it says.
 _REMEDIES = {
     "severity level": "give debug, info, warn, error or fatal",
-    "of same type": "give all numbers of a list in one form, as [0.0, 3.14]",
+    "of same type": "write all numbers of a list in one form, as in [0.0, 3.14]",
     "before ros__parameters": "put parameters under `/**:` and `ros__parameters:`, as "
     "`hashvpr config` prints them",
     "remap rule": "give FROM:=TO with names of topics, or __ns:=/NAME",

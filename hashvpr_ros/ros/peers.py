@@ -96,7 +96,7 @@ class Peers:
             descriptor = from_descriptor(message, info.fingerprint, info.feature_dim)
             self._refuse_own(message)
         except ConfigError as e:
-            self._pass_over(f"descriptor on {topic} passed over: {e}")
+            self._pass_over(f"descriptor on {topic} ignored: {e}")
             return
         if not self._waiting.acquire(blocking=False):
             self._pass_over(f"descriptors on {topic} come faster than they can be matched")
@@ -137,7 +137,7 @@ class Peers:
         ):
             raise ConfigError(
                 f"it is of this node's own map and session {message.session!r}; give topics of "
-                "other robots, and sessions of different names to those with copies of one map"
+                "other robots, and give robots with copies of one map different sessions"
             )
 
     def _pass_over(self, text: str) -> None:

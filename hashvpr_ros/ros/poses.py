@@ -101,11 +101,11 @@ def _off(what: str, gap_ns: int, max_age_s: float) -> tuple[str, str]:
     side = "earlier" if gap_ns < 0 else "later"
     if abs(gap_ns) > _OTHER_CLOCK_S * 1e9:
         kind = "clock"
-        remedy = "let both stamp by one clock (use_sim_time is the same for all nodes of a robot)"
+        remedy = "use one clock for both (set the same use_sim_time for all nodes)"
     else:
         kind = "age"
         remedy = (
-            "synchronise the clocks, have it sent more often, or raise pose.max_age_s (now "
+            "synchronise the clocks, publish it more often, or raise pose.max_age_s (now "
             f"{max_age_s:g} s)"
         )
     return (
@@ -156,7 +156,7 @@ class OdometryPoses:
         stamp_ns, clock = stamp_or_arrival_ns(self._node, message.header.stamp)
         if clock:
             self._node.get_logger().warning(
-                f"odometry on {self._topic} has no stamp: the time of its arrival is used, by "
+                f"odometry on {self._topic} has no stamp: the node uses its time of arrival, by "
                 f"{clock}",
                 once=True,
             )
@@ -190,16 +190,16 @@ class OdometryPoses:
         return Problem(
             "late",
             f"stamps of odometry on {self._topic} are {apart_text(self._late_s)} from the images' "
-            "(later) when both arrive, so images get the pose of another time: let both stamp by "
-            "one clock, or see to what delays the images",
+            "(later) when both arrive, so images get the pose of another time: use one clock for "
+            "both, or find what delays the images",
         )
 
     def _why(self, stamp_ns: int, config: PoseConfig) -> tuple[str, str]:
         gap_ns = self.track.gap_ns(stamp_ns)
         if self._invalid_since:
             return "invalid", (
-                f"odometry on {self._topic} has NaN, infinity or a zero quaternion: see to what "
-                "publishes it"
+                f"odometry on {self._topic} has NaN, infinity or a zero quaternion: check its "
+                "publisher"
             )
         if gap_ns is None:
             return "none", f"no odometry has come on {self._topic}"
@@ -267,17 +267,17 @@ class TfPoses:
         p, q = found.transform.translation, found.transform.rotation
         pose = Pose((p.x, p.y, p.z), (q.x, q.y, q.z, q.w), self._frames[0])
         if not pose.is_valid():
-            self._lacking.missed("invalid", "tf has NaN: see to what publishes it")
+            self._lacking.missed("invalid", "tf has NaN: check its publishers")
             return None
         return unit(pose)
 
     def _no_transform(self, error: Exception) -> str:
         if not any(self._node.get_publishers_info_by_topic(t) for t in ("/tf", "/tf_static")):
-            return "nobody publishes /tf or /tf_static; start what does, or set pose.source"
+            return "nobody publishes /tf or /tf_static; start a publisher, or set pose.source"
         fixed, base = self._frames
         return (
             f"tf cannot say where {base} is in {fixed}: {str(error).rstrip('. ')}; correct "
-            "pose.fixed_frame and pose.base_frame, or start what publishes them"
+            "pose.fixed_frame and pose.base_frame, or start their publisher"
         )
 
     def problem(self, config: InputConfig) -> Problem | None:

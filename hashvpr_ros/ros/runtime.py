@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 # rest of the period: so nothing waits longer than the period.
 _COMMIT_SHARE = 0.8
 _KEPT = (
-    "what is not written yet is kept in memory, and save_map on another disk (in a folder of "
-    "map.allowed_dirs) takes it along, from where load_map goes on"
+    "unwritten keyframes stay in memory; save the map on another disk with ~/save_map (in a "
+    "folder of map.allowed_dirs), and load it from there with ~/load_map"
 )
 _CLOSED = "the node was cleaned up meanwhile"
 # The longest waits: for an answer of the worker, which may be at an image; for another service
@@ -40,7 +40,7 @@ _CLOSED = "the node was cleaned up meanwhile"
 _ANSWER_S = 10.0
 _CHANGE_S = 2.0
 _END_S = 10.0
-# The same where the process is to end, and the largest map of which there is time for a good copy
+# The same where the process is to end, and the largest map of which there is time for a backup
 # then: writing and verifying it takes some 0.3 s.
 _END_SOON_S = 0.6
 _COPY_SOON_BYTES = 10_000_000
@@ -144,7 +144,7 @@ class Runtime:
         )
         if place_map.left_out_damaged:
             left_out = "; ".join(place_map.left_out_damaged)
-            self._report(MapError(f"{place_map.path}: damaged, and used without: {left_out}"))
+            self._report(MapError(f"{place_map.path}: damaged; left out: {left_out}"))
         return place_map
 
     def _model(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ def stamp_or_arrival_ns(node: Node, stamp: Any) -> tuple[int, str]:
     now_ns = node.get_clock().now().nanoseconds
     if now_ns > 0:
         return now_ns, "the node's clock"
-    return time.time_ns(), "the system's clock, for the node's own stands at 0"
+    return time.time_ns(), "the system's clock, because the node's clock stands at 0"
 
 
 def apart_text(seconds: float) -> str:

@@ -61,9 +61,7 @@ class Verdicts:
             self._stats.judged(_take(runtime, message))
         except ConfigError as e:
             self._stats.judged(None)
-            self._node.get_logger().warning(
-                f"verdict passed over: {e}", throttle_duration_sec=10.0
-            )
+            self._node.get_logger().warning(f"verdict ignored: {e}", throttle_duration_sec=10.0)
 
 
 def _take(runtime: Runtime, message: ClosureVerdict) -> Verdict:
@@ -71,7 +69,7 @@ def _take(runtime: Runtime, message: ClosureVerdict) -> Verdict:
         verdict = Verdict(message.verdict)
     except ValueError:
         choices = ", ".join(v.value for v in Verdict)
-        raise ConfigError(f"there is none {message.verdict!r}; give one of {choices}") from None
+        raise ConfigError(f"unknown verdict {message.verdict!r}; give one of {choices}") from None
     if message.map_id != runtime.map.map_id:
         raise ConfigError(
             f"it is of map {message.map_id!r}, and {runtime.map.map_id} is in use; copy "
@@ -84,7 +82,7 @@ def _take(runtime: Runtime, message: ClosureVerdict) -> Verdict:
     ):
         raise ConfigError(
             f"no closure of camera {message.query_camera!r} at {stamp_ns / 1e9:.3f} s with "
-            f"keyframe {match_id} was published of late; copy query_map_id, query_stamp, "
+            f"keyframe {match_id} was published recently; copy query_map_id, query_stamp, "
             "query_camera and match_keyframe_id from the LoopClosure"
         )
     return verdict

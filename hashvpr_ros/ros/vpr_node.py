@@ -217,7 +217,7 @@ class VprNode(LifecycleNode):
                 self.resolve_topic_name(topic)
             except Exception as e:  # rclpy has several kinds, and changes them
                 raise ConfigError(
-                    f"{parameter}: {topic!r} is no topic name: {reason_of(e)}; correct it"
+                    f"{parameter}: {topic!r} is not a topic name: {reason_of(e)}; correct it"
                 ) from e
 
     def _on_progress(self, sentence: str) -> None:
@@ -456,7 +456,7 @@ class VprNode(LifecycleNode):
             if left_out := runtime.map.left_out:
                 self.get_logger().warning(
                     f"map.max_index_mb is reached: {left_out} of {status.keyframes} keyframes, "
-                    "those that say least, are not searched; the file keeps them",
+                    "the most redundant ones, are not searched; the file keeps them",
                     once=True,
                 )
             outputs.publish_status(status)

@@ -121,7 +121,7 @@ def test_the_node_survives_a_manager_that_goes(start):
     assert node.change("activate")
     assert bond.wait_until_formed(Duration(seconds=4.0))
     bond.break_bond()
-    wait_until(lambda: node.logged("has ended the bond, or is gone") == 1, "it says so")
+    wait_until(lambda: node.logged("has ended the bond or has died") == 1, "it says so")
     end(node.client, bond)
     assert node.state() == "active"
     assert node.change("deactivate") and node.change("activate")
@@ -145,7 +145,7 @@ def test_a_manager_that_crashes_is_missed_each_time(start):
             return node.logged("a lifecycle manager watches this node") == n
 
         wait_until(formed, "the bond is formed")
-        wait_until(lambda n=crash: node.logged("or is gone") == n, "the manager is missed")
+        wait_until(lambda n=crash: node.logged("or has died") == n, "the manager is missed")
         assert node.change("deactivate")
     assert "Traceback" not in node.text()
     node.client.destroy(publisher)

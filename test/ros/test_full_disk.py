@@ -41,7 +41,7 @@ def test_a_full_disk_is_survived_and_nothing_is_lost(start, small_disk, diagnost
         return d["node"]["level"] == ERROR
 
     said = diagnostics(node, full, "the full disk is said")
-    assert "kept in memory, and save_map" in said["node"]["message"]
+    assert "stay in memory; save the map" in said["node"]["message"]
     assert "the disk is full" in said["node"]["message"] and int(said["node"]["failures"]) > 0
     # Again and again, but not for each image.
     assert 1 <= node.logged("the disk is full") < 5

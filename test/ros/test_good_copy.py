@@ -110,7 +110,7 @@ def test_a_damaged_map_is_used_without_what_is_damaged(start, path, good, diagno
     node = start(map__path=str(path), map__on_damage="drop", **EVERYTHING)
     assert node.change("configure"), node.text()
     said = diagnostics(node, lambda d: "damaged" in d["node"]["message"], "it is said")
-    assert "used without: 1 of 6 keyframes" in said["node"]["message"]
+    assert "left out: 1 of 6 keyframes" in said["node"]["message"]
     assert node.change("activate")
     record(node, 7, 9)
     assert node.stop() == 0

@@ -54,9 +54,9 @@ def test_bad_paths_within_have_a_result_code_and_a_sentence(node, folder):
     (folder / "notes.txt").write_text("precious")
     os.mkfifo(folder / "fifo")
     for path, reason in (
-        (folder / "notes.txt", "no map"), (folder / "fifo", "not a file"),
+        (folder / "notes.txt", "not a map"), (folder / "fifo", "not a file"),
         (folder / "none" / "a", "no such folder"), (folder / "own.vprmap.good", "keeps beside"),
-        (folder / "own.vprmap-wal", "keeps beside"), ("own.vprmap", "no absolute path"),
+        (folder / "own.vprmap-wal", "keeps beside"), ("own.vprmap", "not an absolute path"),
         ("~root/x", "folder of a user"), (f"{folder}/{'n' * 300}", "too long"),
         (f"{folder}/../x", "'..'"), ("/proc/self/mem", "map.allowed_dirs"),
     ):  # fmt: skip

@@ -56,10 +56,10 @@ def test_a_folder_that_is_no_absolute_path_is_refused(folder):
 
 
 BAD = {
-    "relative": ("a.vprmap", "no absolute path"),
-    "relative that exists": ("m.vprmap", "no absolute path"),
-    "empty": ("", "no absolute path"),
-    "dot": (".", "no absolute path"),
+    "relative": ("a.vprmap", "not an absolute path"),
+    "relative that exists": ("m.vprmap", "not an absolute path"),
+    "empty": ("", "not an absolute path"),
+    "dot": (".", "not an absolute path"),
     "of a user": ("~root/a", "folder of a user"),
     "of nobody": ("~nobody_at_all/a", "folder of a user"),
     "zero": ("{maps}/a\0b", "cannot be printed"),
@@ -153,7 +153,7 @@ def test_only_a_map_is_replaced_and_no_folder_is_made(world):
     )  # an SQLite file of another application
     os.mkfifo(folder / "fifo")
     for name, reason in {
-        "text": "no map", "empty": "no map", "other.db": "no map", "fifo": "not a file",
+        "text": "not a map", "empty": "not a map", "other.db": "not a map", "fifo": "not a file",
         "sub": "not a file", "none/a": "no such folder", "text/a": "no such folder",
     }.items():  # fmt: skip
         assert reason in refusal(allowed.to_write, str(folder / name), overwrite=True)
