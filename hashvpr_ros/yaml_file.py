@@ -67,7 +67,7 @@ def parse_yaml(text: str, source: str, remedy: str = "correct it") -> Any:
         reason = str(e)
     except Exception as e:  # a control character is a ReaderError; and whatever else PyYAML raises
         reason = reason_of(e)
-    raise ConfigError(f"{source}: is no YAML that can be taken ({reason}); {remedy}")
+    raise ConfigError(f"{source}: cannot be read as YAML ({reason}); {remedy}")
 
 
 def _line(mark: Any) -> str:

@@ -322,7 +322,7 @@ def _listed(reader: BagReader, topic: str, kinds: tuple[str, ...]) -> int:
         if any(d.startswith("RIHS01_") and d != _digest(kind) for d in found.digests):
             raise DatasetError(
                 f"{reader.path}: topic {topic} was recorded with another definition of {kind}; "
-                "record it again with the version of today"
+                "record it again with this version"
             )
         return found.listed
     there = [f"{name} ({_type_of(info.types)})" for name, info in sorted(reader.topics.items())]

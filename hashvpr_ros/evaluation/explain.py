@@ -9,18 +9,18 @@ from hashvpr_ros.datasets.bag import stamp_ns
 # What each reason of a decision means, and what may help where it should have been otherwise.
 _REASONS = {
     "accepted": "it is a loop closure",
-    "below_target": "the best place is likely, but less so than matching.target_precision asks; "
-    "`hashvpr calibrate` fits how sure matches are to your map",
-    "not_distinct": "another place of the map looks as much alike as the best one, so that "
-    "appearance cannot tell; odometry or a longer run of views may",
-    "new_place": "that the map does not hold this place is likelier than any match; where it does "
-    "hold it, the view differs too much (light, direction, occlusion)",
-    "no_sequence_support": "too few of the preceding views lead to the best place "
-    "(matching.min_sequence_support): it is the first view of a revisit, or alike by chance",
+    "below_target": "the probability of the best place is below matching.target_precision; "
+    "`hashvpr calibrate` fits the probabilities to your map",
+    "not_distinct": "another place of the map scores almost as high as the best one; odometry or "
+    "a longer sequence of views may tell them apart",
+    "new_place": "the place is probably not in the map; if it is, the view differs too much "
+    "(illumination, direction, occlusion)",
+    "no_sequence_support": "too few of the preceding views match the same part of the map "
+    "(matching.min_sequence_support): it is the first view of a revisit, or similar by chance",
     "rejected": "the back end has rejected this pair of places before, on ~/verdicts",
-    "outvoted": "another camera of the same instant is surer of another place",
-    "odometry_conflict": "by odometry the robot can be at none of the candidates "
-    "(matching.max_drift); where odometry drifts more than that, raise it",
+    "outvoted": "another camera of the same frame set is more confident of another place",
+    "odometry_conflict": "odometry excludes all candidates (matching.max_drift); if your odometry "
+    "drifts more than that, raise it",
     "no_candidate": "all keyframes of the map are excluded as too recent "
     "(matching.exclude_recent_s, _m, _keyframes)",
     "map_empty": "the map has no keyframes yet",
@@ -28,10 +28,10 @@ _REASONS = {
 }
 _CANDIDATES = {
     "chosen": "it is one of the hypotheses",
-    "same_place": "it shows the place of a hypothesis, which stands for it",
-    "odometry_conflict": "by odometry the robot cannot be there (matching.max_drift)",
+    "same_place": "it shows the place of a hypothesis, which represents it",
+    "odometry_conflict": "odometry excludes it (matching.max_drift)",
     "rejected": "the back end has rejected this pair of places before, on ~/verdicts",
-    "less_likely": "other places are likelier",
+    "less_likely": "other places are more likely",
 }
 
 

@@ -320,7 +320,7 @@ def _read_info(path: str | Path, stored: object) -> CheckpointInfo:
     # Tensors in the place of numbers are RuntimeErrors.
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as e:
         raise CheckpointError(
-            f"{path}: what it says of itself is malformed ({reason_of(e)}); train it again, or "
+            f"{path}: its metadata is malformed ({reason_of(e)}); train it again, or "
             "use the version of hashvpr_ros that wrote it"
         ) from e
 

@@ -95,7 +95,7 @@ def test_every_odd_text_ends_in_one_sentence(case, loader, monkeypatch, tmp_path
         monkeypatch.setattr(yaml_file, "_LOADER", yaml.SafeLoader)
     with pytest.raises(ConfigError, match=words) as e:
         parse_yaml(text, "x.yaml")
-    assert one_sentence(e.value).startswith("x.yaml: is no YAML")
+    assert one_sentence(e.value).startswith("x.yaml: cannot be read as YAML")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -156,7 +156,7 @@ def test_what_is_refused(run, laps, tmp_path):
     refused(run("replay", laps, *out, "--map", tmp_path / "none.vprmap"), "none.vprmap")
     refused(run("replay", laps, *out, "--against", laps / "metadata.yaml"), "no file of decisions")
     for text, words in (
-        ("a: [", ("is no YAML",)),
+        ("a: [", ("cannot be read as YAML",)),
         ("[]", ("has no parameters of vpr_node", "hashvpr config")),
         ("/**:\n  ros__parameters: 3\n", ("has no parameters of vpr_node",)),
         ("/**:\n  ros__parameters:\n    mode: fast\n", ("mode must be one of",)),

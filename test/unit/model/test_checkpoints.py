@@ -270,4 +270,4 @@ def test_an_unknown_folder(network, tmp_path):
 def test_what_it_says_of_itself_is_checked(published, save, key, value):
     about = {"format": 1, "size": None, "license": "", "version": "1", "probability_curve": None}
     path = save({"hashvpr": about | {key: value}, "model_state_dict": published})
-    refused(path, "what it says of itself is malformed")
+    refused(path, "its metadata is malformed")
