@@ -345,16 +345,45 @@ def _check_tables(file: Path) -> None:
         raise ReaderError("its path has one of ?, # and %: rename it")
     address = f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1"
     with closing(sqlite3.connect(address, uri=True)) as database:
-        tables = database.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
-        for name, sql in tables.fetchall():
-            if str(name) not in ("messages", "topics"):
+        database.execute("PRAGMA trusted_schema = OFF")
+        objects = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
+        for kind, name, table, sql in objects.fetchall():
+            if kind == "table":
+                columns = database.execute("SELECT hidden FROM pragma_table_xinfo(?)", (name,))
+                is_plain = not any(hidden for (hidden,) in columns)
+                is_plain &= "VIRTUAL" not in str(sql).upper().split()[:2]
+            else:
+                is_plain = kind == "index"
+            if not is_plain:
+                raise ReaderError(f"its {kind} {str(name)[:60]!r} is computed, which no bag has")
+            if str(table).lower() not in _BAG_TABLES:
                 continue
-            hidden = database.execute(f"PRAGMA table_xinfo({name})").fetchall()
-            if "VIRTUAL" in str(sql).upper().split()[:2] or any(row[6] for row in hidden):
-                raise ReaderError(f"its table {name} is computed, which no recorder writes")
+            through = f"INDEXED BY {_quoted(name)}" if kind == "index" else "NOT INDEXED"
+            _check_rows(database, f"{_quoted(table)} {through}", file.stat().st_size)
         (longest,) = database.execute("SELECT max(length(data)) FROM messages").fetchone()
         if longest is not None and longest > MOST_MESSAGE_BYTES:
             raise ReaderError(_too_large("a message"))
+
+
+# Those that rosbags reads.
+_BAG_TABLES = ("messages", "topics", "schema", "message_definitions")
+
+
+def _check_rows(database: sqlite3.Connection, source: str, file_bytes: int) -> None:
+    """Refuse a tree with more rows than its file has room for: it leads back into itself.
+
+    Raises:
+        ReaderError: it does. sqlite3.Error: it is damaged.
+    """
+    most = file_bytes // 2  # a row has at least a length and a header
+    rows = f"SELECT 1 FROM {source} LIMIT {most + 1}"
+    (count,) = database.execute(f"SELECT count(*) FROM ({rows})").fetchone()
+    if count > most:
+        raise ReaderError("a table of it has no end")
+
+
+def _quoted(name: object) -> str:
+    return '"' + str(name).replace('"', '""') + '"'
 
 
 def _check_records(file: Path) -> None:

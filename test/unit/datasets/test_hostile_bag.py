@@ -1,5 +1,6 @@
 """Bags that lie, are cut, or want more than a bag may have; and bags whose parts disagree."""
 
+import itertools
 import os
 import re
 import resource
@@ -7,6 +8,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+from contextlib import closing
 from zlib import crc32
 
 import lz4.frame
@@ -364,26 +366,59 @@ def test_a_path_that_sqlite_would_take_apart(tmp_path):
     refused(bag, "one of ?, # and %")
 
 
-def test_tables_that_are_computed(tmp_path):
+ENDLESS = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) "
+
+
+@pytest.mark.parametrize("table, create", [
+    ("messages", "CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp "
+     "INTEGER, data BLOB AS (zeroblob(900000000)))"),
+    ("messages", f"CREATE VIEW messages AS {ENDLESS} SELECT x AS id, 1 AS topic_id, x AS "
+     "timestamp, x'' AS data FROM r"),
+    ("messages", "CREATE VIRTUAL TABLE messages USING fts5(topic_id, timestamp, data)"),
+    ("schema", f"CREATE VIEW schema AS {ENDLESS} SELECT sum(x) AS schema_version FROM r"),
+    ("message_definitions", "CREATE TABLE message_definitions(id, topic_type, encoding, "
+     "encoded_message_definition AS (hex(zeroblob(400000000))), type_description_hash)"),
+    ("message_definitions", f"CREATE VIEW message_definitions AS {ENDLESS} SELECT x AS id, '' AS "
+     "topic_type, '' AS encoding, '' AS encoded_message_definition, '' AS type_description_hash "
+     "FROM r"),
+])  # fmt: skip
+def test_tables_that_are_computed(tmp_path, table, create):
     bag = record(tmp_path / "bag", {"/c": images(S)})
-    for create in (
-        "CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp INTEGER, "
-        "data BLOB AS (zeroblob(900000000)))",
-        "CREATE VIEW messages AS SELECT 1 AS id, 1 AS topic_id, 1 AS timestamp, x'' AS data",
-        "CREATE VIRTUAL TABLE messages USING fts5(topic_id, timestamp, data)",
-    ):
-        with sqlite3.connect(storage_file(bag)) as database:
-            kind = (
-                "VIEW"
-                if "VIEW"
-                in database.execute(
-                    "SELECT sql FROM sqlite_master WHERE name = 'messages'"
-                ).fetchone()[0]
-                else "TABLE"
-            )
-            database.execute(f"DROP {kind} messages")
-            database.execute(create)
-        refused(bag, "not a readable bag")
+    with sqlite3.connect(storage_file(bag)) as database:
+        database.execute(f"DROP TABLE {table}")
+        database.execute(create)
+    refused(bag, f"{table}' is computed")
+
+
+@pytest.mark.parametrize("tree", ["messages", "timestamp_idx"])
+def test_a_tree_that_leads_back_into_itself(tmp_path, tree):
+    """Its pages lie on twelve levels, of which each leads to the next one some fifty times."""
+    bag = record(tmp_path / "bag", {"/c": images(S)})
+    file = storage_file(bag)
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("PRAGMA page_size = 512")
+        database.execute("VACUUM")
+        database.execute(
+            "INSERT INTO messages(topic_id, timestamp, data) WITH RECURSIVE r(x) AS (SELECT 2 "
+            "UNION ALL SELECT x + 1 FROM r WHERE x < 40000) SELECT 1, x, zeroblob(8) FROM r"
+        )
+        (root,) = database.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = ?", (tree,)
+        ).fetchone()
+    content = bytearray(file.read_bytes())
+    kind = 5 if tree == "messages" else 2
+    pages = range(len(content) // 1024, len(content) // 512)  # of the rows that came last
+    inner = [root, *(p for p in pages if content[512 * (p - 1)] == kind)][:12]
+    assert len(inner) == 12
+    for page, child in itertools.pairwise(inner):
+        start = 512 * (page - 1)
+        (cells,) = struct.unpack_from(">H", content, start + 3)
+        struct.pack_into(">I", content, start + 8, child)
+        for i in range(cells):
+            (at,) = struct.unpack_from(">H", content, start + 12 + 2 * i)
+            struct.pack_into(">I", content, start + at, child)
+    file.write_bytes(content)
+    refused(bag, "has no end")
 
 
 @pytest.mark.parametrize("value", ["x'0102'", "5", "1.5"])
