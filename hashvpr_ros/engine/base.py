@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from hashvpr_ros.errors import EngineError, reason_of
 from hashvpr_ros.types import CODE_BYTES, Descriptor
 
+# Rows times columns of local descriptors: to compare two images takes memory by the square of it.
+MOST_CELLS = 2048
+
 
 @dataclass(frozen=True)
 class EngineInfo:

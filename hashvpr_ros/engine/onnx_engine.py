@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from hashvpr_ros.engine.base import (
+    MOST_CELLS,
     EngineInfo,
     as_descriptors,
     check_answer,
@@ -296,11 +298,12 @@ def _checked_info(session: onnxruntime.InferenceSession, file: OnnxFile) -> tupl
             local.type != "tensor(float)"
             or len(sizes) != 3
             or not all(isinstance(v, int) and v > 0 for v in sizes)
-            or np.prod(sizes) > _MOST_DIM
+            or math.prod(sizes) > _MOST_DIM
+            or sizes[0] * sizes[1] > MOST_CELLS
         ):
             raise refuse(
                 f"'locals' is {local.type} {_short(local.shape)}, not float32 [N, rows, columns, "
-                f"V] with at most {_MOST_DIM} numbers an image"
+                f"V] with at most {MOST_CELLS} rows x columns and {_MOST_DIM} numbers an image"
             )
         local_shape = sizes[0], sizes[1], sizes[2]
     info = EngineInfo(

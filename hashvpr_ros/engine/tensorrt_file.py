@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hashvpr_ros.engine.base import MOST_CELLS
 from hashvpr_ros.errors import EngineError, reason_of
 from hashvpr_ros.file_io import MB, open_regular
 
@@ -189,7 +190,7 @@ def _parse(path: Path, text: bytes) -> EngineHeader:
         if local is not None:
             rows, columns, width = local
             if not all(type(v) is int and 1 <= v <= _MOST["feature_dim"] for v in local) or (
-                rows * columns * width > _MOST["feature_dim"]
+                rows * columns * width > _MOST["feature_dim"] or rows * columns > MOST_CELLS
             ):
                 raise ValueError("its shape of local descriptors is none")
             local = rows, columns, width

@@ -151,6 +151,17 @@ def declared(shape: list[int], dim: int = DIM) -> onnx.ModelProto:
     return made
 
 
+def with_locals(shape: list[int]) -> onnx.ModelProto:
+    """A model with local descriptors of a shape, the number of images included."""
+    names = {"shape": np.array(shape, np.int64), "value": np.float32(0.1)}
+    made = model(
+        [helper.make_node("Expand", ["value", "shape"], ["locals"])],
+        *(constant(name, value) for name, value in names.items()),
+    )
+    made.graph.output.append(helper.make_tensor_value_info("locals", TensorProto.FLOAT, shape))
+    return made
+
+
 def flipped(content: bytes, at: int, bit: int) -> bytes:
     """The same bytes but for one bit."""
     changed = bytearray(content)

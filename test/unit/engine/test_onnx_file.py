@@ -142,6 +142,8 @@ def test_weights_in_other_files_are_not_read(save, tmp_path, location):
 def test_sizes_that_no_image_has(save, tiny_model):
     refused(save(attacks.declared([1, 2**20, 2**20, 3])), "4096 x 4096")
     refused(save(attacks.declared([2**40, 8, 12, 3])), "at most 1024 images")
+    # Whoever compares two images by their local descriptors needs memory by the square of these.
+    refused(save(attacks.with_locals([1, 256, 256, 1])), "2048 rows x columns")
     refused(tiny_model(dim=65537), "D of at most 65536")
 
 

@@ -106,6 +106,11 @@ def test_a_malformed_header(path, change):
     refused(path, "damaged", "malformed")
 
 
+def test_more_local_descriptors_than_can_be_compared(path):
+    write_engine(path, dataclasses.replace(HEADER, local_shape=(256, 256, 1)), PLAN)
+    refused(path, "malformed", "local descriptors")
+
+
 def test_a_header_that_was_changed_does_not_have_its_hash(path):
     whole = path.read_bytes()
     for before, after in (
