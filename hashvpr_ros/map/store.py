@@ -248,6 +248,8 @@ class Store:
     def _is_continued(self) -> bool:
         """Whether the file as others find it now is a later state of this map."""
         assert self._file is not None
+        if not self.is_at(self._file.path):  # by now perhaps a FIFO, which SQLite would wait for
+            return False
         try:
             with (
                 reading(self._file.path),
@@ -493,7 +495,8 @@ class Store:
             return
         beside = None
         try:
-            if not self.read_only and self._is_changed():
+            # What has its name by now may be a FIFO, which SQLite would wait for.
+            if not self.read_only and self._is_changed() and self.is_at(self._file.path):
                 # While another connection reads, SQLite leaves the log as it is. What it reads
                 # may make no sense, so that nothing is set first.
                 uri = f"{self._file.path.as_uri()}?mode=ro"

@@ -5,8 +5,12 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from edit_helpers import content
@@ -202,6 +206,55 @@ def test_a_writer_does_not_fold_its_log_into_what_was_copied_over(path):
         open_map(path)
     os.rename(f"{path}-wal", f"{path}.log")
     assert content(path) == content(other)
+
+
+@pytest.mark.parametrize("replace", [_fifo, _folder, _nowhere])
+def test_a_changed_map_in_whose_place_something_else_came_is_closed_at_once(path, replace):
+    """SQLite would wait for a FIFO, and the node's cleanup with it."""
+    held = open_map(path)
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.unlink(path)
+    replace(path)
+    closing_it = threading.Thread(target=_close_whatever, args=(held,), daemon=True)
+    closing_it.start()
+    closing_it.join(10.0)
+    assert not closing_it.is_alive()
+
+
+def test_a_reader_beside_a_live_writer_does_not_wait_for_a_fifo_in_its_place(path):
+    code = (
+        "from map_helpers import *\nimport os, sys\n"
+        f"m = open_map({str(path)!r}); add_places(m, 21, 25); m.flush()\n"
+        "print('open', flush=True); sys.stdin.readline(); os._exit(9)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parent,
+    ) as writer:  # fmt: skip
+        assert writer.stdout.readline() == "open\n"
+        held = open_map(path, read_only=True)
+        os.truncate(path, os.path.getsize(path) - 1)
+        os.unlink(path)
+        os.mkfifo(path)
+        refused = []
+
+        def ask():
+            try:
+                held.check_unchanged()
+            except MapError as e:
+                refused.append(str(e))
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(10.0)
+        writer.stdin.close()
+    assert not asking.is_alive() and "changed by another program" in refused[0]
+    held.close()
+
+
+def _close_whatever(held):
+    with suppress(MapError):
+        held.close()
 
 
 def test_what_changes_no_content_is_no_change(path):
