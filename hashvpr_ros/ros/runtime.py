@@ -106,9 +106,10 @@ class Runtime:
             try:
                 return opened.result(0.1)
             except FutureTimeout:
-                if opened.done() or not self._soon.is_set():
-                    continue
-                raise HashVprError("the node ends") from None
+                if opened.done():
+                    return opened.result()  # also a timeout of its own, as of a network disk
+                if self._soon.is_set():
+                    raise HashVprError("the node ends") from None
 
     def _open(self) -> None:
         config = self.config
@@ -413,9 +414,14 @@ class Runtime:
         if place_map is None or place_map.read_only:
             return True
         done: list[int] = []
-        saving = threading.Thread(
-            target=lambda: done.append(place_map.flush()), name="vpr_save", daemon=True
-        )
+
+        def save() -> None:
+            try:
+                done.append(place_map.flush())
+            except Exception as e:
+                self._report(e, doing="writing the map")
+
+        saving = threading.Thread(target=save, name="vpr_save", daemon=True)
         saving.start()
         saving.join(timeout_s)
         return bool(done)
@@ -458,9 +464,9 @@ class Runtime:
                 self._keep_good_copy(place_map)
         except Exception as e:  # whatever it is, the file is closed
             problem = e
-        self._map = None
         with suppress(Exception):
             place_map.close()
+        self._map = None  # not before: where it lasts, `save_now` must not take it for written
         return problem
 
     def _close_engine(self) -> None:

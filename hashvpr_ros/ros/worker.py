@@ -120,8 +120,8 @@ class Worker:
             try:
                 return future.result(timeout_s)
             except FutureTimeout:
-                if future.done() and not future.cancelled():
-                    raise  # the function's own
+                if future.done():
+                    return future.result()  # it has just ended, or the timeout is its own
                 if future.cancel():
                     break
         since = self._busy_since
