@@ -67,6 +67,7 @@ class Parameters:
         self._may_configure = may_configure
         self._on_live = on_live
         self._from_inside = 0  # thread that may set what is otherwise too late to set
+        self._one_inside = threading.Lock()
         self._settings = {s.name: s for s in all_settings(Config())}
         for setting in self._settings.values():
             self._declare(setting)
@@ -124,11 +125,12 @@ class Parameters:
 
     @contextmanager
     def _unrestricted(self) -> Iterator[None]:
-        self._from_inside = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._from_inside = 0
+        with self._one_inside:
+            self._from_inside = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._from_inside = 0
 
     def _check(self, changes: list[Parameter]) -> SetParametersResult:
         live = {}
