@@ -13,6 +13,7 @@ from hashvpr_ros.ros.conversions import stamp_to_ns
 from hashvpr_ros.ros.diagnostics import Stats
 from hashvpr_ros.ros.inputs import Input
 from hashvpr_ros.ros.runtime import Runtime
+from hashvpr_ros.setting import shown
 from hashvpr_ros.types import Verdict
 
 
@@ -69,10 +70,12 @@ def _take(runtime: Runtime, message: ClosureVerdict) -> Verdict:
         verdict = Verdict(message.verdict)
     except ValueError:
         choices = ", ".join(v.value for v in Verdict)
-        raise ConfigError(f"unknown verdict {message.verdict!r}; give one of {choices}") from None
+        raise ConfigError(
+            f"unknown verdict {shown(message.verdict)}; give one of {choices}"
+        ) from None
     if message.map_id != runtime.map.map_id:
         raise ConfigError(
-            f"it is of map {message.map_id!r}, and {runtime.map.map_id} is in use; copy "
+            f"it is of map {shown(message.map_id)}, and {runtime.map.map_id} is in use; copy "
             "map_id from the LoopClosure"
         )
     stamp_ns = stamp_to_ns(message.query_stamp)
@@ -81,7 +84,7 @@ def _take(runtime: Runtime, message: ClosureVerdict) -> Verdict:
         stamp_ns, message.query_camera, match_id, verdict, message.query_map_id
     ):
         raise ConfigError(
-            f"no closure of camera {message.query_camera!r} at {stamp_ns / 1e9:.3f} s with "
+            f"no closure of camera {shown(message.query_camera)} at {stamp_ns / 1e9:.3f} s with "
             f"keyframe {match_id} was published recently; copy query_map_id, query_stamp, "
             "query_camera and match_keyframe_id from the LoopClosure"
         )
