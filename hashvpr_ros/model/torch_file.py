@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
 import warnings
 import zipfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from hashvpr_ros.file_io import MB, MOST_CHECKPOINT_BYTES, mistaken_for, open_re
 
 _MOST_PICKLE_BYTES = 4 * MB  # what is not weights: names, shapes, settings
 _MOST_STEPS = 1_000_000  # of the pickles of a file in torch's old format
+_MOST_NUMPY_BYTES = 4 * MB  # of all values of numpy
 _PLAIN_NUMBERS = re.compile(r"[<>=|]?([biufc]\d{1,2}|\?)")
 
 
@@ -45,6 +47,7 @@ def load(path: str | Path, remedy: str = "download or export it again") -> Any:
         kind = mistaken_for(file.read(512))
         if kind:
             raise CheckpointError(f"{path}: cannot be read as a checkpoint: {kind}")
+        _left.numpy_bytes = _MOST_NUMPY_BYTES
         try:
             source = _checked(file)
             with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
@@ -142,6 +145,15 @@ class _Counting:
         return self._file.readinto(target)  # type: ignore[attr-defined, no-any-return]
 
 
+class _Left(threading.local):
+    """What the file that this thread loads may still make: it can name the same data again."""
+
+    numpy_bytes = 0
+
+
+_left = _Left()
+
+
 class _Dtype:
     """In the place of `numpy.dtype`: plain numbers alone."""
 
@@ -197,6 +209,11 @@ def _as_bytes(data: object) -> bytes:
     data = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(data, bytes):
         raise ValueError("it holds values of numpy that are no plain numbers")
+    _left.numpy_bytes -= len(data)
+    if _left.numpy_bytes < 0:
+        raise ValueError(
+            f"it makes more than {_MOST_NUMPY_BYTES / MB:.0f} MB of numpy's values beside weights"
+        )
     return data
 
 

@@ -144,6 +144,28 @@ def test_nothing_is_run_or_taken_for_memory(save, monkeypatch, tmp_path, case, o
     assert os.listdir(tmp_path) == ["x.pth"]
 
 
+class _Again:
+    """An array of some data, which a pickle holds once however many arrays name it."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __reduce__(self):
+        state = 1, (len(self.data),), np.dtype("u1"), False, self.data
+        return reconstruct, (np.ndarray, (0,), b"b"), state
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_arrays_that_name_the_same_data_again_and_again(save, old_format):
+    data = 1_000_000 * "\x01"
+    path = save([_Again(data) for _ in range(5)], old_format=old_format)
+    assert path.stat().st_size < 1_010_000
+    refused(path, "more than 4 MB of numpy's values")
+    for _ in range(2):  # what one file made is not held against the next one
+        few = torch_file.load(save([_Again(data) for _ in range(3)], "few.pth"))
+        assert [len(values) for values in few] == [1_000_000] * 3
+
+
 def test_what_is_refused_is_named(save):
     refused(save({"x": Reduced(os.system, "true")}), "(posix.system)", "could run code")
     refused(save({"x": collections.deque()}), "(collections.deque)", "could run code")
