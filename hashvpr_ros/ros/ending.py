@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end the process in time, whatever it does then. No ROS."""
+"""SIGINT, SIGTERM and SIGHUP end the process in time, whatever it does then. No ROS."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ class Ending:
         # Several signals come from a launch that is interrupted; they are one wish to end.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
+        # That of a terminal that is closed; `nohup` has it ignored.
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, lambda *_: None)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="vpr_signals", daemon=True).start()
 

@@ -174,7 +174,7 @@ def _end(node: Any, executor: Any, thread: threading.Thread) -> bool:
         if node.state_label() in ("unconfigured", "inactive", "active"):
             node.trigger_shutdown()
         node.destroy_node()
-        return True
+        return not node.has_lost_keyframes
     return bool(node.save_now(_WAIT_S))
 
 

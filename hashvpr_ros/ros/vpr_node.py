@@ -87,6 +87,7 @@ class VprNode(LifecycleNode):
             *without_effect(sys.argv, self.get_fully_qualified_name()),
         ):
             self.get_logger().warning(sentence)
+        self.has_lost_keyframes = False  # which could not be written when a map was closed
         self.transition_group = MutuallyExclusiveCallbackGroup()  # one transition at a time
         self.transition_lock = threading.Lock()  # held by what makes one, also after the executor
         answer_while_busy(self, self.transition_group)
@@ -336,6 +337,7 @@ class VprNode(LifecycleNode):
             problem = self._closing.close()
             self._closing = None
             if problem is not None:
+                self.has_lost_keyframes = True
                 self.get_logger().error(f"keyframes were lost: {problem}")
         outputs, self._outputs = self._outputs, None
         if outputs is not None:

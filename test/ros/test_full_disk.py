@@ -69,7 +69,7 @@ def test_what_a_full_disk_loses_at_the_end_is_said(start, small_disk, diagnostic
     for i in range(1, 40):
         camera.show(i, i)
     wait_until(lambda: node.logged("the disk is full"), "the full disk is said")
-    assert node.stop() == 0
+    assert node.stop() == 1
     assert node.logged("keyframes were lost") == 1
     (small_disk / "filler").unlink()
     with PlaceMap.open(small_disk / "m.vprmap", create=False) as place_map:
