@@ -356,6 +356,19 @@ def test_any_change_of_metadata_is_one_error(tmp_path):
             assert "\n" not in str(e)
 
 
+def test_metadata_that_would_take_minutes_to_parse(tmp_path, monkeypatch):
+    bag = record(tmp_path / "bag", {"/c": images(S)})
+    looked_at = []
+    inside = bag_reader._inside
+    monkeypatch.setattr(bag_reader, "_inside", lambda *a: looked_at.append(a) or inside(*a))
+    edited(bag, lambda info: info.update(relative_file_paths=100 * info["relative_file_paths"]))
+    assert len(list(BagFrames(bag, "/c"))) == 1
+    assert len(looked_at) == 2  # once for each time that the bag is opened
+    with (bag / "metadata.yaml").open("a") as metadata:
+        metadata.write(f"x: [{2_000_000 * 'a,'}]")
+    refused(bag, "more than the 4.0 MB")
+
+
 def test_a_path_that_sqlite_would_take_apart(tmp_path):
     bag = record(tmp_path / "bag", {"/c": images(S)})
     outside = tmp_path / "secret.db3"
