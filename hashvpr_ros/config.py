@@ -107,7 +107,8 @@ class MapConfig:
     )
     thumbnail_px: int = setting(
         160,
-        "Longer side of the JPEG thumbnail stored with each keyframe. 0: no thumbnails.",
+        "Longer side of the JPEG thumbnail stored with each keyframe. ~/recognize re-ranks by "
+        "thumbnails of at least 64 px. 0: no thumbnails.",
         unit="px",
         low=0,
         high=640,

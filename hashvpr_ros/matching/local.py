@@ -24,6 +24,8 @@ from hashvpr_ros.map.place_map import PlaceMap
 # weight from 0.1 to 0.4 does nearly as well on five real sets (docs/log/local_reranking.md).
 COMPARED, WEIGHT = 10, 0.2
 _KEPT = 256  # keyframes, of 9 kB each
+# Longer side of a thumbnail. At 64 pixels R@1 still rises; shifted views gain nothing any more.
+_LEAST_PX = 64
 
 
 class KeyframeLocals:
@@ -45,7 +47,8 @@ class KeyframeLocals:
         """Those of some keyframes, int8 [k, rows, columns, V].
 
         Returns:
-            None where the model gives none, or a keyframe has no thumbnail that can be decoded.
+            None where the model gives none, or a keyframe has no thumbnail that can be decoded,
+            or one of less than 64 pixels.
 
         Raises:
             MapError: the map is damaged there. EngineError: the engine failed.
@@ -58,11 +61,12 @@ class KeyframeLocals:
         for image, id_ in zip(images, missing, strict=True):
             jpeg = self._map.thumbnail(id_)
             try:
-                if jpeg is None:
-                    return None
-                image[:] = resize(decode_compressed(jpeg), info.height, info.width)
+                thumbnail = None if jpeg is None else decode_compressed(jpeg)
             except ImageError:
                 return None
+            if thumbnail is None or max(thumbnail.shape) < _LEAST_PX:
+                return None
+            image[:] = resize(thumbnail, info.height, info.width)
         if missing:
             for id_, descriptor in zip(missing, describe_batch(self._engine, images), strict=True):
                 assert descriptor.local is not None

@@ -42,12 +42,12 @@ class Part:
 # The long ones first, so that two processes end together.
 PARTS = (
     Part("lifecycle", "cycles of a node's lifecycle, without growth", "soak_node", 1000, 600),
-    Part("commands", "kills of nine commands", "soak_kills", 1000, 330, 2, times=9),
+    Part("commands", "kills of nine commands", "soak_kills", 1000, 450, 2, times=9),
     Part("node_core", "kills of the node's core (no DDS)", "soak_kills", 1000, 200, 2),
     Part("images", "damaged images and wrong buffers", "soak_images", 100_000, 150, 2),
     Part("maps", "damaged maps, opened as the node does", "soak_maps", 5000, 200, 2),
     Part("bags", "damaged bags", "soak_files", 2000, 150),
-    Part("node_kills", "kills of whole nodes", "soak_node", 60, 100, 2),
+    Part("node_kills", "kills of whole nodes", "soak_node", 200, 400, 2),
     Part("services", "requests to a node", "soak_node", 3000, 100),
     Part("cdr", "damaged messages to two nodes", "soak_node", 20_000, 100),
     Part("engines", "damaged engine files", "soak_files", 5000, 80),

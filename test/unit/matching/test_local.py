@@ -104,11 +104,12 @@ class _Engine:
 
 @pytest.fixture
 def place_map():
-    """Keyframes 1 to 5, each with a thumbnail of one grey; 6 has none, 7 a damaged one."""
+    """Keyframes 1 to 5 have thumbnails of one grey; 6 has none, 7 a damaged one, 8 a tiny one."""
     with PlaceMap.open("", "ab" * 32, 4) as place_map:
         descriptor = Descriptor(np.zeros(64, np.uint8), np.array([1, 0, 0, 0], np.float32))
-        greys = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(1, 6)]
+        greys = [np.full((48, 64, 3), 40 * i, np.uint8) for i in range(1, 6)]
         jpegs = [bytes(cv2.imencode(".jpg", g)[1]) for g in greys] + [None, b"\xff\xd8damaged"]
+        jpegs.append(bytes(cv2.imencode(".jpg", np.zeros((63, 63, 3), np.uint8))[1]))
         for i, jpeg in enumerate(jpegs):
             place_map.add_many([NewPlace("camera", (i + 1) * 10**9, None, descriptor, jpeg)])
         yield place_map
@@ -122,8 +123,8 @@ def test_those_of_keyframes_come_from_their_thumbnails_and_are_kept(place_map):
     assert engine.images == 3
 
 
-@pytest.mark.parametrize("ids", [[1, 6], [7], [7, 2]])
-def test_where_a_thumbnail_is_missing_or_damaged_nothing_is_re_ranked(place_map, ids):
+@pytest.mark.parametrize("ids", [[1, 6], [7], [7, 2], [1, 8]])
+def test_where_a_thumbnail_is_missing_damaged_or_tiny_nothing_is_re_ranked(place_map, ids):
     local = KeyframeLocals(_Engine(), place_map)
     assert local.of(ids) is None
     order = rerank_locally(
@@ -153,7 +154,7 @@ def test_an_image_by_itself_is_judged_by_its_local_descriptors_too():
         for i in range(1, 6):
             feature = np.array([0.9, 0.1 * (i == 2), 0.1 * (i == 3) + 0.02, 0], np.float32)
             feature /= np.linalg.norm(feature)
-            grey = np.full((8, 8, 3), 40 * i, np.uint8)
+            grey = np.full((48, 64, 3), 40 * i, np.uint8)
             jpeg = bytes(cv2.imencode(".jpg", grey)[1])
             descriptor = Descriptor(np.zeros(64, np.uint8), feature)
             held.add_many([NewPlace("camera", i * 20 * 10**9, None, descriptor, jpeg)])
