@@ -50,7 +50,8 @@ nodes: build env-examples
 # Some 20 minutes: fuzzing, kills and cycles in numbers that `make test` has no time for. The table
 # goes to docs/reliability.md.
 soak: build
-	@$(BUILT) && PYTHONPATH="$(CURDIR):$$PYTHONPATH" python test/soak/soak.py $(SOAK_ARGS)
+	@$(BUILT) && PYTHONPATH="$(CURDIR):$$PYTHONPATH" python test/soak/soak.py $(SOAK_ARGS) \
+		$(if $(SOAK_ARGS),,&& HASHVPR_SOAK=1 python -m pytest test/ros/test_signals.py)
 
 clean:
 	rm -rf .venv build install log demo_output close_the_loop

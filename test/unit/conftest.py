@@ -16,6 +16,8 @@ from hashvpr_ros.engine.onnx_engine import OnnxEngine
 from hashvpr_ros.engine.onnx_file import with_digest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Processes that tests start find the package, too.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.fixture(scope="session")
