@@ -25,6 +25,7 @@ from hashvpr_ros.ros.conversions import (
 from hashvpr_ros.ros.failures import Failures
 from hashvpr_ros.ros.runtime import Runtime
 from hashvpr_ros.ros.worker import BusyError
+from hashvpr_ros.setting import shown
 from hashvpr_ros.srv import (
     ClearMap,
     InspectMap,
@@ -222,12 +223,12 @@ class Services:
             mode = Mode(request.mode)
         except ValueError:
             response.result = SetMode.Response.RESULT_INVALID_MODE
-            response.message = f"there is no mode {request.mode!r}; give one of " + ", ".join(
+            response.message = f"there is no mode {shown(request.mode)}; give one of " + ", ".join(
                 m.value for m in Mode
             )
             return
         response.previous_mode = runtime.set_mode(mode).value
-        self._on_mode(mode.value)
+        self._on_mode(runtime.mode.value)  # of the later one, where two set it at once
 
     def _update_poses(self, runtime: Runtime, request: Any, response: Any) -> None:
         place_map = runtime.map

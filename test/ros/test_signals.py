@@ -100,7 +100,8 @@ def test_a_quiet_node_ends_at_once_and_says_before_what_it_waits_for(start, stat
     assert node.logged(f"`ros2 lifecycle set {node.name} configure`") == 1
     if state == "inactive":
         assert node.change("configure")
-    code, took_s = end(node)
+    # A terminal that is closed sends SIGHUP.
+    code, took_s = end(node, signal.SIGHUP)
     assert (code, took_s < LIMIT_S) == (0, True), (took_s, node.text())
 
 

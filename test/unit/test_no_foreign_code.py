@@ -17,15 +17,22 @@ MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "mar
 YAML = {"full_load", "full_load_all", "unsafe_load", "unsafe_load_all", "Loader", "FullLoader",
         "UnsafeLoader", "CLoader"}  # fmt: skip
 SAFE_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader"}
+# The faster of the two, where PyYAML was built with it.
+FASTER = "getattr(yaml, 'CSafeLoader', yaml.SafeLoader)"
 
 
 def offences(text):
     """Lines that can run what a file names, with the reason."""
     tree = ast.parse(text)
     safe = SAFE_LOADERS | {
+        ast.unparse(node.target)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.value) == FASTER
+    }
+    safe |= {
         node.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and {ast.unparse(b) for b in node.bases} <= SAFE_LOADERS
+        if isinstance(node, ast.ClassDef) and {ast.unparse(b) for b in node.bases} <= safe
         if node.bases
     }
     return [
