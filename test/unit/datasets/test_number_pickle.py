@@ -174,7 +174,7 @@ PROGRAMS = {
     "NEWOBJ": b"\x80\x02cnumpy\nndarray\n)\x81.",
     "a name that is dotted": b"\x80\x04\x8c\x05numpy\x8c\x0cndarray.dump\x93.",
     "a name of no text": b"\x80\x04K\x01K\x02\x93.",
-    # What the pointers of F1 were made with: ndarray called with a buffer for objects.
+    # What can run code: ndarray called with a buffer for objects.
     "ndarray called": b"\x80\x02cnumpy\nndarray\nK\x02\x85cnumpy\ndtype\nX\x01\x00\x00\x00O"
     b"\x89\x88\x87RU\x10AAAAAAAAAAAAAAAA\x87R.",
     "objects from bytes": b"\x80\x02" + ARRAY + b"(K\x01K\x02\x85cnumpy\ndtype\nX\x02\x00\x00\x00"
