@@ -22,7 +22,7 @@ from hashvpr_ros.map.place_map import PlaceMap
 
 # Candidates that are compared, and what the logarithm of the count weighs beside the cosine. Any
 # weight from 0.1 to 0.4 does nearly as well on five real sets (docs/log/local_reranking.md).
-COMPARED, WEIGHT = 10, 0.2
+COMPARED, WEIGHT = 5, 0.2
 _KEPT = 256  # keyframes, of 9 kB each
 # Longer side of a thumbnail. At 64 pixels R@1 still rises; shifted views gain nothing any more.
 _LEAST_PX = 64
