@@ -209,7 +209,7 @@ def test_a_full_disk_is_a_warning_and_the_former_copy_stays(start, tmp_path):
             while True:
                 f.write(bytes(4096))
         assert node.stop() == 0
-        assert node.logged("the disk is full") == node.logged("; the former copy stays") == 1
+        assert node.logged("the disk is full") == node.logged("; the former backup stays") == 1
         assert node.logged("keyframes were lost") == 0
         assert good.read_bytes() == before
         (folder / "filler").unlink()

@@ -189,7 +189,7 @@ def test_without_a_clock_the_time_of_arrival_is_real(start, diagnostics):
         wait_until(lambda n=seed: len(heard) > n, "it is answered")
     assert [h.keyframe_id for h in heard] == [1, 2, 3]  # each is of a time of its own
     assert node.logged("images of camera image have no stamp") == 1
-    assert node.logged("by the system's clock, for the node's own stands at 0") == 1
+    assert node.logged("by the system's clock, because the node's clock stands at 0") == 1
 
 
 def test_names_in_diagnostics_have_no_slash_but_that_of_the_namespace():

@@ -93,7 +93,7 @@ def test_localization_on_what_a_killed_writer_left(start, recorded, tmp_path):
         (recorded / "m.vprmap-shm").unlink()  # as where map and log alone were copied
         node = start(map__path=str(path), mode="localization", **EVERYTHING)
         assert not node.change("configure")
-        assert node.logged("its log m.vprmap-wal can be read where it can be written") == 1
+        assert node.logged("its WAL m.vprmap-wal can only be read on a writable disk") == 1
 
 
 def test_mapping_on_a_read_only_disk_is_refused_and_says_what_helps(start, recorded, tmp_path):

@@ -61,7 +61,7 @@ def test_a_rejected_pair_is_not_offered_again_and_all_are_kept(node, diagnostics
     ):
         node.verdicts.publish(verdict_on(first, "accepted", **changes))
     diagnostics(node, lambda d: d["node"]["verdicts_passed_over"] == "4", "they are counted")
-    (line,) = (text for text in node.text().splitlines() if "there is none 'maybe" in text)
+    (line,) = (text for text in node.text().splitlines() if "unknown verdict 'maybe" in text)
     assert "give one of accepted, " in line and len(line) < 500
     rejected = "verdicts_rejected_by_geometry"
     node.verdicts.publish(verdict_on(first, "rejected_by_geometry"))

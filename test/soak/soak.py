@@ -42,7 +42,7 @@ class Part:
 # The long ones first, so that two processes end together.
 PARTS = (
     Part("lifecycle", "cycles of a node's lifecycle, without growth", "soak_node", 1000, 600),
-    Part("commands", "kills of nine commands", "soak_kills", 1000, 450, 2, times=9),
+    Part("commands", "kills of nine commands", "soak_kills", 1000, 900, 2, times=9),
     Part("node_core", "kills of the node's core (no DDS)", "soak_kills", 1000, 200, 2),
     Part("images", "damaged images and wrong buffers", "soak_images", 100_000, 150, 2),
     Part("maps", "damaged maps, opened as the node does", "soak_maps", 5000, 200, 2),
