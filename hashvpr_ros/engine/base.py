@@ -132,15 +132,6 @@ def check_answer(answer: Sequence[object], rows: int, info: EngineInfo, source: 
 _LOCAL_SCALE = 256.0
 
 
-def as_descriptors(answer: Sequence[NDArray[Any]]) -> list[Descriptor]:
-    """One descriptor for each image of a checked answer; local ones become int8."""
-    codes, features, *rest = answer
-    if not rest:
-        return [Descriptor(c, f) for c, f in zip(codes, features, strict=True)]
-    stored = np.clip(np.rint(rest[0] * _LOCAL_SCALE), -127, 127).astype(np.int8)
-    return [Descriptor(*each) for each in zip(codes, features, stored, strict=True)]
-
-
 @contextmanager
 def runtime_errors(source: object, what: str, remedy: str) -> Iterator[None]:
     """Whatever a runtime raises inside, of whichever class, is an EngineError of one sentence.
@@ -156,6 +147,33 @@ def runtime_errors(source: object, what: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as e:  # the runtimes' own classes share no other base
         raise EngineError(f"{source}: {what} ({reason_of(e)}); {remedy}") from e
+
+
+class AnsweringEngine:
+    """A `DescriptorEngine` but for `close`, on top of one method."""
+
+    info: EngineInfo
+
+    def _answer(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        """All outputs for a batch, checked, in the order of `outputs_of`."""
+        raise NotImplementedError
+
+    def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """See `DescriptorEngine.describe`."""
+        codes, features, *_ = self._answer(images)
+        return codes, features
+
+    def descriptors(self, images: NDArray[np.uint8]) -> list[Descriptor]:
+        """See `DescriptorEngine.descriptors`."""
+        codes, features, *local = self._answer(images)
+        if not local:
+            return [Descriptor(c, f) for c, f in zip(codes, features, strict=True)]
+        stored = np.clip(np.rint(local[0] * _LOCAL_SCALE), -127, 127).astype(np.int8)
+        return [Descriptor(*each) for each in zip(codes, features, stored, strict=True)]
+
+    def warm_up(self) -> None:
+        """See `DescriptorEngine.warm_up`."""
+        self.describe(np.zeros((1, self.info.height, self.info.width, 3), np.uint8))
 
 
 def closed(source: object) -> EngineError:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.engine.base import (
     MOST_CELLS,
+    AnsweringEngine,
     EngineInfo,
-    as_descriptors,
     check_answer,
     check_images,
     closed,
@@ -26,7 +26,7 @@ from hashvpr_ros.engine.base import (
 )
 from hashvpr_ros.engine.onnx_file import OnnxFile, read_onnx
 from hashvpr_ros.errors import EngineError, reason_of
-from hashvpr_ros.types import CODE_BYTES, Descriptor
+from hashvpr_ros.types import CODE_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _Answer = list[NDArray[Any]]  # in the order of `outputs_of`
 _T = TypeVar("_T")
 
 
-class OnnxEngine:
+class OnnxEngine(AnsweringEngine):
     """A model in the graph contract of `docs/architecture.md`. Used by one thread at a time.
 
     Args:
@@ -87,15 +87,6 @@ class OnnxEngine:
             ", ".join(session.get_providers()),
         )
 
-    def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """See `DescriptorEngine.describe`."""
-        codes, features, *_ = self._answer(images)
-        return codes, features
-
-    def descriptors(self, images: NDArray[np.uint8]) -> list[Descriptor]:
-        """See `DescriptorEngine.descriptors`."""
-        return as_descriptors(self._answer(images))
-
     def _answer(self, images: NDArray[np.uint8]) -> _Answer:
         if self._session is None:
             raise closed(self.path)
@@ -135,10 +126,6 @@ class OnnxEngine:
         answer = _within(_MOST_S, lambda: session.run(names, given, options), stop)
         self._has_answered = True
         return answer
-
-    def warm_up(self) -> None:
-        """See `DescriptorEngine.warm_up`."""
-        self.describe(np.zeros((1, self.info.height, self.info.width, 3), np.uint8))
 
     def close(self) -> None:
         """See `DescriptorEngine.close`."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from hashvpr_ros.engine import tensorrt_gpu
 from hashvpr_ros.engine.base import (
+    AnsweringEngine,
     EngineInfo,
-    as_descriptors,
     check_answer,
     check_images,
     closed,
@@ -22,7 +22,6 @@ from hashvpr_ros.engine.base import (
 from hashvpr_ros.engine.tensorrt_file import EngineHeader, read_engine
 from hashvpr_ros.engine.tensorrt_gpu import Gpu, GpuContext
 from hashvpr_ros.errors import EngineError, reason_of
-from hashvpr_ros.types import Descriptor
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -47,7 +46,7 @@ def info_of(header: EngineHeader) -> EngineInfo:
     )
 
 
-class TensorRtEngine:
+class TensorRtEngine(AnsweringEngine):
     """A plan on the GPU. May be used from any thread; calls follow one another.
 
     All memory is taken when it is made: page-locked on the host, so that copies run beside the
@@ -165,19 +164,11 @@ class TensorRtEngine:
             if not self._execution.set_tensor_address(name, int(self._device[name])):
                 raise EngineError(f"{self.path}: TensorRT refuses the buffer of {name!r}")
 
-    def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """See `DescriptorEngine.describe`; more images than `max_batch` are done in turns.
+    def _answer(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        """More images than `max_batch` are done in turns.
 
         Of a plan that takes no fewer, the last image is repeated.
         """
-        codes, features, *_ = self._answer(images)
-        return codes, features
-
-    def descriptors(self, images: NDArray[np.uint8]) -> list[Descriptor]:
-        """See `DescriptorEngine.descriptors`."""
-        return as_descriptors(self._answer(images))
-
-    def _answer(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         images = check_images(images, self.info, self.path)
         answer: dict[str, NDArray[Any]] = {
             name: np.empty((len(images), *shape), dtype)
@@ -232,10 +223,6 @@ class TensorRtEngine:
             f"{self.path}: {what} ({reason}); configure the node again, or build the engine again "
             "with `hashvpr engine build`"
         )
-
-    def warm_up(self) -> None:
-        """See `DescriptorEngine.warm_up`."""
-        self.describe(np.zeros((1, self.info.height, self.info.width, 3), np.uint8))
 
     def close(self) -> None:
         """See `DescriptorEngine.close`."""

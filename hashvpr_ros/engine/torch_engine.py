@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from hashvpr_ros.engine.base import (
+    AnsweringEngine,
     EngineInfo,
-    as_descriptors,
     check_answer,
     check_images,
     closed,
@@ -21,10 +21,9 @@ from hashvpr_ros.engine.base import (
 from hashvpr_ros.errors import CheckpointError, ConfigError, EngineError
 from hashvpr_ros.model.checkpoints import open_checkpoint
 from hashvpr_ros.model.graph import EngineGraph, fingerprint
-from hashvpr_ros.types import Descriptor
 
 
-class TorchEngine:
+class TorchEngine(AnsweringEngine):
     """A checkpoint with both branches, on the GPU where torch sees one, else on the CPU.
 
     Args:
@@ -66,15 +65,6 @@ class TorchEngine:
             local_shape=graph.local_shape(height, width),
         )
 
-    def describe(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """See `DescriptorEngine.describe`."""
-        codes, features, *_ = self._answer(images)
-        return codes, features
-
-    def descriptors(self, images: NDArray[np.uint8]) -> list[Descriptor]:
-        """See `DescriptorEngine.descriptors`."""
-        return as_descriptors(self._answer(images))
-
     def _answer(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         if self._graph is None:
             raise closed(self.path)
@@ -85,10 +75,6 @@ class TorchEngine:
             answer = [t.cpu().numpy() for t in self._graph(batch)]
         check_answer(answer, len(images), self.info, self.path)
         return answer
-
-    def warm_up(self) -> None:
-        """See `DescriptorEngine.warm_up`."""
-        self.describe(np.zeros((1, self.info.height, self.info.width, 3), np.uint8))
 
     def close(self) -> None:
         """See `DescriptorEngine.close`."""

@@ -48,10 +48,9 @@ def choose(
     def is_new(keyframe: Keyframe) -> bool:
         return not any(show_one_place(keyframe, other.keyframe, same) for other in chosen)
 
-    found_sessions = sessions
-    numbers, sessions = found.places[possible], sessions[possible]
+    numbers, session_of = found.places[possible], sessions[possible]
     for place in places:
-        near = (numbers >= place.first) & (numbers <= place.last) & (sessions == place.session)
+        near = (numbers >= place.first) & (numbers <= place.last) & (session_of == place.session)
         if not near.any():  # perhaps on another lap
             near = finder.at_first(np.append(place.number, numbers))[1:]
         if near.any():
@@ -65,7 +64,7 @@ def choose(
     for rank in found.order:
         if len(chosen) >= count:
             break
-        if found_sessions[rank] < 0:
+        if sessions[rank] < 0:
             continue
         keyframe = ranked.keyframe(rank)
         if is_new(keyframe):
