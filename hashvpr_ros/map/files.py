@@ -364,10 +364,12 @@ def discard(temporary: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a map and what SQLite keeps beside it, where there are any.
+    """Remove a map and all that is kept beside it, its backup too, where there are any.
+
+    A map is not begun anew beside the backup of another.
 
     Raises:
         OSError: one of them cannot be removed.
     """
-    for suffix in ("", *BESIDE):
+    for suffix in ("", *_KEPT_NAMES):
         Path(f"{path}{suffix}").unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from test_store import crash
 from hashvpr_ros.errors import MapError
 from hashvpr_ros.map.backup import damage_of, keep_good_copy, restore
 from hashvpr_ros.map.edit import MapReader
-from hashvpr_ros.map.files import good_copy_of
+from hashvpr_ros.map.files import good_copy_of, remove
 from hashvpr_ros.map.place_map import PlaceMap
 from hashvpr_ros.map.rows import MAX_THUMBNAIL_BYTES, NewPlace
 from hashvpr_ros.map.schema import DamagedMapError
@@ -425,3 +425,14 @@ def test_a_log_that_is_kept_is_nobody_elses_to_read(path):
     open_map(path).close()
     (kept,) = (p for p in path.parent.iterdir() if ".damaged-" in p.name)
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600 and kept.read_bytes() == damaged
+
+
+def test_a_map_that_is_removed_leaves_nothing_that_keeps_the_next_from_beginning(path):
+    with open_map(path) as place_map:
+        add_places(place_map, 0, 3)
+        place_map.flush()
+        assert place_map.keep_good_copy()
+    remove(path)
+    assert list(path.parent.glob(f"{path.name}*")) == []
+    with open_map(path) as place_map:
+        assert len(place_map) == 0
